@@ -1,0 +1,219 @@
+"""Who answers which port and which guest physical address.
+
+Claims go into the shim's dispatch table (native/dispatch.c): what a C device, a counter or a ring
+owns never reaches Python while the guest runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from . import _native
+from .errors import ClosedError, KvmpyError
+
+_lib, _ffi = _native.lib, _native.ffi
+
+#: ``handler(address, size, value)``: value is None for a read, whose answer it returns.
+AccessHandler = Callable[[int, int, int | None], int | None]
+_H = TypeVar("_H", bound=AccessHandler)
+_B = TypeVar("_B", bound="Callable[[WriteBatch], None]")
+
+_MMIO_BIT = 1 << 63
+_RECORD_WORDS = 4
+
+
+class ClaimError(KvmpyError, ValueError):
+    """The port or address range is claimed already, or is none."""
+
+
+class Device(Protocol):
+    """What :meth:`Bus.attach` takes: a face of a C device (see ``kvmpy.devices``)."""
+
+    @property
+    def _device(self) -> Any: ...
+    @property
+    def length(self) -> int: ...
+
+
+class Counter:
+    """Counts accesses in C. Reads give all ones."""
+
+    __slots__ = ("_counter",)
+
+    def __init__(self) -> None:
+        self._counter = _ffi.new("struct shim_counter *")
+
+    @property
+    def reads(self) -> int:
+        """Reads so far."""
+        count: int = self._counter.reads
+        return count
+
+    @property
+    def writes(self) -> int:
+        """Writes so far."""
+        count: int = self._counter.writes
+        return count
+
+    def __repr__(self) -> str:
+        return f"<Counter {self.reads} reads, {self.writes} writes>"
+
+
+class WriteBatch:
+    """Writes the guest made, in order, valid only during the handler's call.
+
+    Iteration gives ``(address, size, value, tsc)``; ``words`` is the same as one flat memoryview
+    of u64, four to a write, where bit 63 of the size says MMIO.
+    """
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: memoryview):
+        self.words = words
+
+    def __len__(self) -> int:
+        return len(self.words) // _RECORD_WORDS
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        words = self.words
+        for i in range(0, len(words), _RECORD_WORDS):
+            yield words[i], words[i + 2] & ~_MMIO_BIT, words[i + 1], words[i + 3]
+
+
+def _bounds(ports: int | range) -> tuple[int, int]:
+    if isinstance(ports, range):
+        if ports.step != 1 or not ports:
+            raise ClaimError(f"{ports!r} is not a contiguous range")
+        return ports.start, len(ports)
+    return ports, 1
+
+
+class Bus:
+    """The ports and MMIO ranges of one VM."""
+
+    def __init__(self) -> None:
+        bus = _lib.shim_bus_new()
+        if bus == _ffi.NULL:
+            raise MemoryError("no memory for a bus")
+        self._bus = _ffi.gc(bus, _lib.shim_bus_free)
+        self.handlers: list[AccessHandler] = []
+        self.batch_handlers: list[Callable[[WriteBatch], None]] = []
+        #: C memory that the table points into.
+        self._kept: list[object] = []
+
+    def _claim(
+        self, mmio: bool, first: int, length: int, owner: int, handler: int = 0, target: Any = None
+    ) -> None:
+        if first < 0 or length < 1 or first + length > (1 << 64 if mmio else 1 << 16):
+            kind = "MMIO range" if mmio else "port range"
+            raise ClaimError(f"{kind} {first:#x}+{length:#x} is not one")
+        pointer = _ffi.NULL if target is None else _ffi.cast("void *", target)
+        error = _lib.shim_bus_claim(self._bus, mmio, first, length, owner, handler, pointer)
+        if error == -errno.EEXIST:
+            kind = "MMIO" if mmio else "port"
+            raise ClaimError(
+                f"{kind} {first:#x}..{first + length - 1:#x} overlaps a range that is claimed"
+            )
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def handle(self, mmio: bool, first: int, length: int, handler: AccessHandler) -> None:
+        """Have ``handler`` answer accesses whose first byte lies in the range."""
+        self._claim(mmio, first, length, _lib.SHIM_OWNER_PYTHON, len(self.handlers))
+        self.handlers.append(handler)
+
+    def attach(self, device: Device, first: int, *, mmio: bool = False) -> None:
+        """Have a C device answer ``device.length`` ports (bytes, with ``mmio``) from ``first``."""
+        self._claim(mmio, first, device.length, _lib.SHIM_OWNER_DEVICE, 0, device._device)
+        self._kept.append(device)
+
+    def count(self, mmio: bool, first: int, length: int) -> Counter:
+        """Count accesses, and do nothing else."""
+        counter = Counter()
+        self._claim(mmio, first, length, _lib.SHIM_OWNER_COUNTER, 0, counter._counter)
+        self._kept.append(counter)
+        return counter
+
+    def defer(self, mmio: bool, first: int, length: int) -> None:
+        """Put writes into the vCPU's ring; reads give all ones."""
+        self._claim(mmio, first, length, _lib.SHIM_OWNER_RING)
+
+    def release(self, mmio: bool, first: int) -> None:
+        """Take back the claim that starts at ``first``."""
+        error = _lib.shim_bus_release(self._bus, mmio, first)
+        if error == -errno.ENOENT:
+            raise ClaimError(f"no claim starts at {first:#x}")
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def devices(self) -> Iterator[object]:
+        """Everything attached so far."""
+        return iter(self._kept)
+
+
+class BusMethods:
+    """The part of a VM that claims ports and addresses."""
+
+    _bus: Bus | None
+
+    @property
+    def bus(self) -> Bus:
+        """The VM's bus. Raises ClosedError after close()."""
+        if self._bus is None:
+            raise ClosedError("this VM is closed")
+        return self._bus
+
+    def on_io(self, ports: int | range) -> Callable[[_H], _H]:
+        """Decorator: ``handler(port, size, value)`` answers these ports.
+
+        ``value`` is None when the guest reads; the handler then returns 0 .. 256**size - 1.
+        String instructions call it once per element. An exception comes out of ``run()``.
+
+            @vm.on_io(0x10)
+            def port(port, size, value):
+                if value is None: return 42
+        """
+        first, length = _bounds(ports)
+
+        def register(handler: _H) -> _H:
+            self.bus.handle(False, first, length, handler)
+            return handler
+
+        return register
+
+    def on_mmio(self, gpa: int, size: int) -> Callable[[_H], _H]:
+        """Decorator: ``handler(gpa, size, value)`` answers the ``size`` bytes at ``gpa``, which
+        no memory may back. Accesses are 1 to 8 bytes."""
+
+        def register(handler: _H) -> _H:
+            self.bus.handle(True, gpa, size, handler)
+            return handler
+
+        return register
+
+    def on_io_batch(self, ports: int | range) -> Callable[[_B], _B]:
+        """Decorator: ``handler(batch)`` gets the guest's writes to these ports many at a time:
+        when the vCPU's ring is full, and before ``run()`` returns. Reads give all ones."""
+        first, length = _bounds(ports)
+
+        def register(handler: _B) -> _B:
+            self.bus.defer(False, first, length)
+            self.bus.batch_handlers.append(handler)
+            return handler
+
+        return register
+
+    def count_io(self, ports: int | range) -> Counter:
+        """Count the accesses to these ports in C."""
+        return self.bus.count(False, *_bounds(ports))
+
+    def attach(self, device: Device, at: int, *, mmio: bool = False) -> None:
+        """Attach a C device at a port, or at a guest physical address with ``mmio``."""
+        self.bus.attach(device, at, mmio=mmio)
+
+    def release(self, at: int, *, mmio: bool = False) -> None:
+        """Take back the claim that starts at this port or address."""
+        self.bus.release(mmio, at)

@@ -1,0 +1,66 @@
+"""Where a device's output goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _native
+
+_lib, _ffi = _native.lib, _native.ffi
+
+#: Output kept for a host that never reads it; beyond that the oldest goes.
+KEEP_BYTES = 16 << 20
+
+
+class Sink:
+    """Takes a device's bytes: to a file descriptor, or to memory when ``fd`` is None.
+
+    With a descriptor, bytes are written at a newline, when 4 KiB have gathered, after 10 ms at the
+    latest, and whenever a run ends. In memory the last 16 MiB are kept; ``dropped`` counts the
+    rest. The descriptor stays the caller's: it is never closed here.
+    """
+
+    def __init__(self, fd: int | None = None):
+        sink = _lib.shim_sink_new(-1 if fd is None else fd)
+        if sink == _ffi.NULL:
+            raise MemoryError("no memory for a sink")
+        self._sink: Any = _ffi.gc(sink, _lib.shim_sink_free)
+        self._kept = bytearray()
+        #: Bytes that were dropped because nobody took them.
+        self.dropped = 0
+
+    def drain(self) -> None:
+        """Move what the C side holds into memory."""
+        if self._sink.fd >= 0:
+            return
+        size = _lib.SHIM_SINK_SIZE
+        buffer = _ffi.new("uint8_t[]", size)
+        while count := _lib.shim_sink_take(self._sink, buffer, size):
+            self._kept += _ffi.buffer(buffer, count)
+        excess = len(self._kept) - KEEP_BYTES
+        if excess > 0:
+            del self._kept[:excess]
+            self.dropped += excess
+
+    @property
+    def output(self) -> bytes:
+        """All that is kept, without taking it."""
+        self.drain()
+        return bytes(self._kept)
+
+    def take(self) -> bytes:
+        """All that is kept, which is then forgotten."""
+        output = self.output
+        self._kept.clear()
+        return output
+
+    def redirect(self, fd: int | None) -> None:
+        """Send what comes from now on to another descriptor, or to memory."""
+        self.drain()
+        _lib.shim_sink_redirect(self._sink, -1 if fd is None else fd)
+
+    @property
+    def total(self) -> int:
+        """Bytes the device has put out so far."""
+        total: int = self._sink.total
+        return total

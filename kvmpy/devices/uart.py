@@ -1,0 +1,60 @@
+"""16550A UART."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _native
+from .sink import Sink
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class Uart:
+    """A 16550A: eight ports, a transmitter that is always ready, a receiver that never overruns.
+
+    ``fd``: where transmitted bytes go; None keeps them (see :class:`Sink`).
+    """
+
+    length = 8
+
+    def __init__(self, fd: int | None = None):
+        self.sink = Sink(fd)
+        uart = _lib.shim_uart_new(self.sink._sink)
+        if uart == _ffi.NULL:
+            raise MemoryError("no memory for a UART")
+        self._device: Any = _ffi.gc(uart, _lib.shim_uart_free)
+
+    def _drain(self) -> None:
+        self.sink.drain()
+
+    @property
+    def output(self) -> bytes:
+        """What the guest has sent, when no descriptor takes it."""
+        return self.sink.output
+
+    def receive(self, data: bytes, *, space_eventfd: int | None = None) -> int:
+        """Send bytes to the guest, from any thread. Returns how many were taken; fewer than all
+        means that the queue (4 KiB) is full, and ``space_eventfd`` is signalled when there is
+        room again."""
+        event = -1 if space_eventfd is None else space_eventfd
+        taken: int = _lib.shim_uart_receive(self._device, data, len(data), event)
+        return taken
+
+    @property
+    def backlog(self) -> int:
+        """Bytes the guest has yet to read."""
+        count: int = _lib.shim_uart_backlog(self._device)
+        return count
+
+    def connect_line(self, vm_fd: int, gsi: int) -> None:
+        """Interrupt through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip."""
+        _lib.shim_uart_connect_line(self._device, vm_fd, gsi)
+
+    def connect_eventfd(self, eventfd: int) -> None:
+        """Interrupt through an eventfd that an irqfd listens to."""
+        _lib.shim_uart_connect_eventfd(self._device, eventfd)
+
+    def disconnect(self) -> None:
+        """No interrupt any more."""
+        _lib.shim_uart_connect_eventfd(self._device, -1)

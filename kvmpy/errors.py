@@ -1,0 +1,155 @@
+"""What can go wrong, as exceptions a person can act on.
+
+Every error of this package is a :class:`KvmpyError`. Where a standard exception says the same
+(``OSError``, ``ValueError``), it is one of those too.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class KvmpyError(Exception):
+    """Base of all errors of this package."""
+
+
+class ClosedError(KvmpyError, ValueError):
+    """The object was closed and then used."""
+
+
+class ForkedError(KvmpyError):
+    """A KVM object was used in a child process: KVM binds a VM to the process that made it."""
+
+
+class GuestMemoryError(KvmpyError, ValueError):
+    """A guest physical address outside guest memory, or a memory layout that cannot be."""
+
+
+class ImageError(KvmpyError, ValueError):
+    """A guest image that is damaged, lies about itself, or does not fit."""
+
+
+class AsmError(KvmpyError, ValueError):
+    """The assembler refused the text, or there is no assembler."""
+
+
+class UnsupportedError(KvmpyError):
+    """This host's KVM lacks a capability.
+
+    ``capability`` is its name in the KVM API (``"KVM_CAP_SYNC_REGS"``) or None where KVM has no
+    name for what is missing.
+    """
+
+    def __init__(self, message: str, capability: str | None = None):
+        super().__init__(message)
+        self.capability = capability
+
+
+class KvmUnavailableError(KvmpyError, OSError):
+    """No guest can be run here. ``remedy`` says what to do about it.
+
+    The subclasses tell the five usual troubles apart.
+    """
+
+    def __init__(self, problem: str, remedy: str, errno: int = 0):
+        super().__init__(errno, problem)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}"
+
+
+class KvmMissingError(KvmUnavailableError):
+    """There is no /dev/kvm: the module is not loaded, or the CPU or firmware lacks VT-x/AMD-V."""
+
+
+class KvmPermissionError(KvmUnavailableError):
+    """/dev/kvm is there, and this user may not open it."""
+
+
+class KvmBusyError(KvmUnavailableError):
+    """Another hypervisor holds the virtualization extensions."""
+
+
+class KvmBrokenError(KvmUnavailableError):
+    """/dev/kvm opens, and does not do what it should: no VM can be created, or it is not KVM."""
+
+
+class KvmVersionError(KvmUnavailableError):
+    """The kernel speaks another KVM API than version 12, the only one there has been since 2007."""
+
+
+#: What an errno usually means for an ioctl. The general reading comes last.
+_HINTS: dict[tuple[str, int], str] = {
+    ("KVM_SET_USER_MEMORY_REGION", _errno.EEXIST): "the region overlaps another memory slot",
+    ("KVM_SET_USER_MEMORY_REGION", _errno.EINVAL): (
+        "address or size is not a multiple of the page size, the slot number is too high, or an "
+        "existing slot was to change its size or flags"
+    ),
+    ("KVM_CREATE_VCPU", _errno.EEXIST): "a vCPU with this id exists",
+    ("KVM_CREATE_VCPU", _errno.EINVAL): "the id is above KVM_CAP_MAX_VCPU_ID, or there are "
+    "as many vCPUs as KVM_CAP_MAX_VCPUS allows",
+    ("KVM_CREATE_IRQCHIP", _errno.EEXIST): "the VM has an irqchip, or it has vCPUs already: the "
+    "irqchip comes first",
+    ("KVM_CREATE_IRQCHIP", _errno.EINVAL): "the VM has vCPUs already: the irqchip comes first",
+    ("KVM_CREATE_PIT2", _errno.EEXIST): "the VM has a PIT",
+    ("KVM_CREATE_PIT2", _errno.ENOENT): "the PIT needs the in-kernel irqchip, created before it",
+    ("KVM_IRQ_LINE", _errno.ENXIO): "the VM has no in-kernel irqchip",
+    ("KVM_INTERRUPT", _errno.ENXIO): "the VM has an in-kernel irqchip: use irq_line()",
+    ("KVM_INTERRUPT", _errno.EEXIST): "an interrupt is queued already: wait for IrqWindowOpen",
+    ("KVM_SET_SREGS", _errno.EINVAL): "KVM refuses this combination of CR0, CR4 and EFER, or the "
+    "CPUID set for this vCPU lacks one of their bits",
+    ("KVM_SET_CPUID2", _errno.EINVAL): "CPUID cannot change once the vCPU has run",
+    ("KVM_RUN", _errno.EINVAL): "kvm_valid_regs or kvm_dirty_regs has a bit KVM does not know",
+    ("KVM_RUN", _errno.EBUSY): "the vCPU is running already, in another thread or in one of its "
+    "own handlers",
+    ("KVM_RUN", _errno.EFAULT): "the guest touched a memslot whose host mapping is gone or may not "
+    "be written",
+    ("KVM_RUN", _errno.ENOMEM): "the host is out of memory for guest page tables",
+}
+_GENERAL_HINTS: dict[int, str] = {
+    _errno.EIO: "KVM has marked this VM as dead, or it belongs to another process",
+    _errno.ENOTTY: "this kernel's KVM does not know the call on this kind of file descriptor",
+    _errno.EBADF: "the file descriptor is closed",
+    _errno.EMFILE: "this process has too many open files (ulimit -n)",
+    _errno.ENFILE: "the system has too many open files",
+    _errno.ENOMEM: "the host is out of memory, or a limit on locked memory was reached",
+    _errno.EPERM: "not permitted for this VM or process",
+}
+
+
+class KvmIoctlError(KvmpyError, OSError):
+    """An ioctl failed.
+
+    ``name`` is the ioctl's (``"KVM_SET_SREGS"``), ``errno`` what it gave, ``argument`` the
+    argument that mattered, as text, and ``hint`` what usually causes this.
+    """
+
+    def __init__(self, name: str, errno: int, argument: str = ""):
+        super().__init__(errno, os.strerror(errno))
+        self.name = name
+        self.argument = argument
+        self.hint = _HINTS.get((name, errno)) or _GENERAL_HINTS.get(errno, "")
+
+    def __str__(self) -> str:
+        code = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        where = f"({self.argument})" if self.argument else ""
+        hint = f": {self.hint}" if self.hint else ""
+        return f"{self.name}{where} failed with {code}{hint}"
+
+
+class VmDeadError(KvmIoctlError):
+    """KVM has marked the VM as dead (``kvm_vm_dead``): nothing but closing it works any more."""
+
+
+class UnexpectedExitError(KvmpyError):
+    """The guest stopped in a way its host did not foresee. The text explains it.
+
+    ``exit`` is the exit as a value.
+    """
+
+    def __init__(self, message: str, exit: object):
+        super().__init__(message)
+        self.exit = exit

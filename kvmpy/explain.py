@@ -1,0 +1,145 @@
+"""An unexpected exit explains itself: what happened, where, and what usually causes it."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from . import exits
+from .errors import KvmpyError
+
+if TYPE_CHECKING:
+    from .vcpu import VCPU
+
+#: Bytes of code shown at RIP: an x86 instruction has at most 15.
+CODE_BYTES = 15
+
+
+def explain(vcpu: VCPU, exit: exits.Exit) -> str:
+    """A text of a few lines: the exit, its likely cause, the code at RIP, the registers."""
+    parts = [headline(exit)]
+    cause = likely_cause(exit, _module())
+    if cause:
+        parts.append(textwrap.fill(f"Likely: {cause}", 79, subsequent_indent="  "))
+    try:
+        parts.append(f"code at rip: {_code(vcpu) or 'not readable'}")
+        parts.append(repr(vcpu.regs))
+        if isinstance(exit, (exits.Shutdown, exits.FailEntry, exits.InternalError)):
+            parts.append(repr(vcpu.sregs))
+    except KvmpyError as error:
+        parts.append(f"(the registers cannot be read: {error})")
+    return "\n".join(parts)
+
+
+def headline(exit: exits.Exit) -> str:
+    """One line: what kind of exit, with its data."""
+    match exit:
+        case exits.IoOut():
+            return (
+                f"the guest wrote {exit.data.hex(' ')} to port {exit.port:#x}, which nobody claimed"
+            )
+        case exits.IoIn():
+            return f"the guest read {exit.size} bytes from port {exit.port:#x}, unclaimed"
+        case exits.MmioWrite():
+            return (
+                f"the guest wrote {exit.data.hex(' ')} to guest physical address {exit.gpa:#x}, "
+                "where there is neither memory nor a device"
+            )
+        case exits.MmioRead():
+            return (
+                f"the guest read {exit.size} bytes at guest physical address {exit.gpa:#x}, where "
+                "there is neither memory nor a device"
+            )
+        case exits.Hlt():
+            return "the guest executed HLT, and no interrupt can wake it"
+        case exits.Shutdown():
+            return "the guest shut down: triple fault"
+        case exits.InternalError():
+            code = f": {exit.instruction.hex(' ')}" if exit.instruction else ""
+            return f"KVM internal error, suberror {exit.suberror} ({exit.kind}){code}"
+        case exits.FailEntry():
+            return (
+                "the processor refused the guest's state on entry, hardware reason "
+                f"{exit.hardware_entry_failure_reason:#x} on pCPU {exit.cpu}"
+            )
+        case exits.GuestException() | exits.UnexpectedSyscall():
+            return f"the guest has no handler for: {exit.report}"
+        case exits.MemoryFault():
+            return f"KVM cannot resolve an access to {exit.gpa:#x} ({exit.size} bytes)"
+        case exits.Timeout():
+            return "the run's time is up"
+        case exits.ExitLimit():
+            return "the run's exits are used up"
+        case exits.Kicked():
+            return "the run was ended by a signal" if exit.signal else "the run was ended by a kick"
+        case exits.DebugExit():
+            return f"the guest ended with status {exit.status}"
+        case _:
+            return f"the guest exited: {exit!r}"
+
+
+def likely_cause(exit: exits.Exit, module: str) -> str:
+    """What usually causes such an exit, on this KVM module; "" when it says it all."""
+    match exit:
+        case exits.Shutdown() if module == "kvm_pvm":
+            return (
+                "an exception whose handler could not be reached (no IDT, a bad stack), or a step "
+                "that kvm_pvm cannot take: 32-bit paging and PAE, for example."
+            )
+        case exits.Shutdown():
+            note = (
+                " On AMD the registers below may be those after INIT and not the fault's."
+                if module == "kvm_amd"
+                else ""
+            )
+            return (
+                "an exception whose handler could not be reached: IDT, GDT, TSS or stack missing "
+                "from guest memory, or not mapped." + note
+            )
+        case exits.InternalError(suberror=1) if module == "kvm_pvm":
+            return (
+                "kvm_pvm emulates everything but 64-bit ring 3, and its emulator lacks this "
+                "instruction. kvm_intel and kvm_amd run it."
+            )
+        case exits.InternalError(suberror=1):
+            return (
+                "the instruction touches memory that KVM must emulate (MMIO, a read-only slot, "
+                "page tables), and KVM's emulator lacks it; or the guest runs data as code."
+            )
+        case exits.InternalError(suberror=3):
+            return "an exception was delivered through memory that is not there (IDT, stack)."
+        case exits.FailEntry():
+            return (
+                "a segment or control register that entry checks refuse (SDM vol. 3, 'Checks on "
+                "the Guest State Area'; APM vol. 2, 'Canonicalization and Consistency Checks'): TR "
+                "not busy, base unequal to selector * 16 in real mode, CR0, CR4 and EFER at odds."
+            )
+        case exits.MmioRead() | exits.MmioWrite():
+            return "a wild pointer, or a device that this machine does not have."
+        case exits.IoIn() | exits.IoOut():
+            return "a device that this machine does not have; claim the port with vm.on_io()."
+        case _:
+            return ""
+
+
+def _module() -> str:
+    from .host.backend import module_name
+
+    return module_name()
+
+
+def _code(vcpu: VCPU) -> str:
+    """The bytes at RIP, through the guest's own page tables."""
+    from .x86 import paging
+
+    sregs = vcpu.sregs
+    layout = paging.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)
+    linear = vcpu.regs.rip if sregs.efer & 0x400 and sregs.cs.l else sregs.cs.base + vcpu.regs.rip
+    found = paging.walk(vcpu.vm.memory, sregs.cr3, linear, layout)
+    if found.gpa is None:
+        return ""
+    region = vcpu.vm.memory.region_at(found.gpa)
+    if region is None:
+        return ""
+    size = min(CODE_BYTES, region.end - found.gpa)
+    return vcpu.vm.memory.read(found.gpa, size).hex(" ")

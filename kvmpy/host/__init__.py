@@ -1,0 +1,1 @@
+"""What this host is: module, verdict, topology, and what to do when it cannot run guests."""

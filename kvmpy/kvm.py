@@ -1,0 +1,167 @@
+"""/dev/kvm: the system file descriptor (KVM API, "4.1 KVM_GET_API_VERSION" and on)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from . import _native, ioctls
+from .cpuid import Cpuid
+from .errors import (
+    ClosedError,
+    KvmBrokenError,
+    KvmBusyError,
+    KvmIoctlError,
+    KvmMissingError,
+    KvmPermissionError,
+    KvmUnavailableError,
+    KvmVersionError,
+)
+
+_ffi = _native.ffi
+
+API_VERSION = 12
+
+
+def _cannot_open(path: str, error: OSError) -> KvmUnavailableError:
+    code = error.errno or 0
+    if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return KvmMissingError(
+            f"{path} does not exist: no KVM module is loaded.",
+            "Load it with 'modprobe kvm_intel' or 'modprobe kvm_amd'; if that fails, enable VT-x "
+            "or AMD-V (SVM) in the firmware setup, or, in a virtual machine, nested "
+            "virtualization on its host; in a container, pass the device in.",
+            code,
+        )
+    if code in (errno.EACCES, errno.EPERM):
+        return KvmPermissionError(
+            f"{path} may not be opened by this user.",
+            "Join its group: 'sudo usermod -aG kvm $USER', then log in again.",
+            code,
+        )
+    if code == errno.EBUSY:
+        return KvmBusyError(
+            f"{path} is busy: another hypervisor holds the virtualization extensions.",
+            "Stop it (VirtualBox, VMware) or unload its module.",
+            code,
+        )
+    return KvmBrokenError(
+        f"{path} cannot be opened: {os.strerror(code)}.", "Run 'kvmpy doctor'.", code
+    )
+
+
+class KVM:
+    """The system descriptor: opens ``path`` and checks that the kernel speaks API version 12.
+
+    Raises a subclass of KvmUnavailableError, each with its remedy.
+    """
+
+    def __init__(self, path: str = "/dev/kvm"):
+        self._fd = -1
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _cannot_open(path, error) from None
+        version = ioctls.ALL["KVM_GET_API_VERSION"].raw(self._fd)
+        if version != API_VERSION:
+            self.close()
+            if version == -errno.ENOTTY:
+                raise KvmBrokenError(f"{path} is not KVM.", "Give the path of the KVM device.")
+            raise KvmVersionError(
+                f"{path} speaks KVM API version {version}, not {API_VERSION}.",
+                "Use a kernel of 2007 or later.",
+            )
+
+    def fileno(self) -> int:
+        """The descriptor. Raises ClosedError after close()."""
+        if self._fd < 0:
+            raise ClosedError("this KVM object is closed")
+        return self._fd
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION: 0 if absent, else 1 or a number the capability defines."""
+        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), capability, f"{capability}")
+
+    def create_vm(self, machine_type: int = 0) -> int:
+        """KVM_CREATE_VM: a new VM's descriptor. Raises KvmBrokenError when KVM refuses."""
+        result = ioctls.ALL["KVM_CREATE_VM"].raw(self.fileno(), machine_type)
+        if result >= 0:
+            return result
+        if -result in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINVAL):
+            raise KvmIoctlError("KVM_CREATE_VM", -result, f"type {machine_type}")
+        if -result == errno.EBUSY:
+            raise KvmBusyError(
+                "KVM cannot enable virtualization: another hypervisor holds it.",
+                "Stop it (VirtualBox, VMware) or unload its module.",
+                errno.EBUSY,
+            )
+        raise KvmBrokenError(
+            f"/dev/kvm opens, and KVM_CREATE_VM fails: {os.strerror(-result)}.",
+            "In a virtual machine, its host has nested virtualization off or in part; see "
+            "'dmesg | grep -i kvm'.",
+            -result,
+        )
+
+    @property
+    def vcpu_mmap_size(self) -> int:
+        """Bytes of a vCPU's kvm_run mapping (KVM_GET_VCPU_MMAP_SIZE)."""
+        return ioctls.ALL["KVM_GET_VCPU_MMAP_SIZE"](self.fileno())
+
+    def supported_cpuid(self) -> Cpuid:
+        """KVM_GET_SUPPORTED_CPUID: what KVM can give a guest. E2BIG means: a larger table."""
+        entries = 128
+        while True:
+            table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
+            table.nent = entries
+            result = ioctls.ALL["KVM_GET_SUPPORTED_CPUID"].raw(self.fileno(), table)
+            if result == 0:
+                return Cpuid._from_c(table)
+            if result != -errno.E2BIG or entries >= 1 << 14:
+                raise KvmIoctlError("KVM_GET_SUPPORTED_CPUID", -result, f"{entries} entries")
+            entries *= 2
+
+    def msr_indices(self) -> tuple[int, ...]:
+        """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here."""
+        return self._index_list("KVM_GET_MSR_INDEX_LIST")
+
+    def feature_msr_indices(self) -> tuple[int, ...]:
+        """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize."""
+        return self._index_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
+
+    def _index_list(self, name: str) -> tuple[int, ...]:
+        table: Any = _ffi.new("struct kvm_msr_list *", {"indices": 0})
+        first = ioctls.ALL[name].raw(self.fileno(), table)  # E2BIG, and nmsrs says how many
+        if first == 0:
+            return ()
+        if first != -errno.E2BIG:
+            raise KvmIoctlError(name, -first)
+        count = table.nmsrs
+        table = _ffi.new("struct kvm_msr_list *", {"indices": count})
+        table.nmsrs = count
+        ioctls.ALL[name](self.fileno(), table, f"{count} entries")
+        return tuple(table.indices)
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the descriptor. VMs made from it live on."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> KVM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+    def __repr__(self) -> str:
+        return "<KVM, closed>" if self.closed else f"<KVM fd {self._fd}>"

@@ -1,0 +1,300 @@
+"""Guest physical memory: what backs it on the host, and how the host reads and writes it.
+
+A :class:`GuestMemory` is a set of regions. It needs no KVM: a VM adopts one and registers each
+region as a memory slot (KVM API, "4.35 KVM_SET_USER_MEMORY_REGION").
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .errors import ClosedError, GuestMemoryError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Backing = Literal["anonymous", "memfd", "hugetlb"]
+
+PAGE_SIZE = 4096
+HUGE_PAGE_SIZE = 2 << 20
+#: RAM does not reach into the last GiB below 4 GiB: LAPIC, IOAPIC, KVM's own pages and MMIO
+#: devices live there. What does not fit below continues at 4 GiB.
+HOLE_START = 3 << 30
+HOLE_END = 4 << 30
+#: Guest physical addresses have at most 52 bits (SDM, "Linear-Address Translation").
+MAX_GPA = 1 << 52
+
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAP_NORESERVE = 0x4000
+
+
+class HugePageFallbackWarning(UserWarning):
+    """hugetlb memory was asked for and could not be had: ordinary pages back the guest."""
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes from ``4096`` or from ``"64K"``, ``"256M"``, ``"1G"``, ``"1GiB"`` (binary units).
+
+    Raises ValueError for anything else, for zero, and for sizes that are no multiple of 4 KiB.
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+)\s*([BKMGT]?)(?:I?B)?\s*", size.upper())
+        if not match:
+            raise ValueError(f"{size!r} is not a size: give bytes or a number with K, M, G or T")
+        value = int(match[1]) * _UNITS[match[2]]
+    else:
+        value = int(size)
+    if value <= 0 or value % PAGE_SIZE:
+        raise ValueError(f"memory size {size!r} is not a positive multiple of {PAGE_SIZE} bytes")
+    return value
+
+
+@dataclass(eq=False, repr=False)
+class Region:
+    """One contiguous piece of guest physical memory, backed by one host mapping.
+
+    ``backing`` is what really backs it: ``"anonymous"`` where hugetlb could not be had.
+    A read-only region is so for the guest; the host fills it.
+    """
+
+    gpa: int
+    size: int
+    read_only: bool
+    backing: Backing
+    view: memoryview
+    fd: int | None = None
+    slot: int | None = None
+    _map: mmap.mmap | None = field(default=None)
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address after the region."""
+        return self.gpa + self.size
+
+    def __repr__(self) -> str:
+        mode = ", read-only" if self.read_only else ""
+        return f"<Region {self.gpa:#x}..{self.end - 1:#x}, {self.backing}{mode}>"
+
+
+def _map_region(size: int, backing: Backing) -> tuple[mmap.mmap, Backing, int | None]:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    if backing == "memfd":
+        fd = os.memfd_create("kvmpy-guest", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            return mmap.mmap(fd, size, mmap.MAP_SHARED), "memfd", fd
+        except BaseException:
+            os.close(fd)
+            raise
+    if backing == "hugetlb":
+        try:
+            if size % HUGE_PAGE_SIZE:
+                raise OSError(f"{size:#x} bytes are no multiple of 2 MiB")
+            # Reserved, so that a pool that is too small fails here and not in the guest's face.
+            huge = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000
+            return mmap.mmap(-1, size, flags=huge), "hugetlb", None
+        except OSError as error:
+            warnings.warn(
+                f"no hugetlb pages for {size >> 20} MiB of guest memory ({error}): using ordinary "
+                "pages; reserve some with 'sysctl vm.nr_hugepages=N'",
+                HugePageFallbackWarning,
+                stacklevel=4,
+            )
+    return mmap.mmap(-1, size, flags=flags), "anonymous", None
+
+
+class GuestMemory:
+    """The guest physical address space as its host sees it.
+
+    ``size`` bytes of RAM start at guest physical address 0; what does not fit below 3 GiB
+    continues at 4 GiB. ``size`` None makes an empty one, to be filled with :meth:`add`.
+
+    ``memory[a:b]`` is a writable zero-copy memoryview of the guest physical range [a, b).
+    Views may outlive :meth:`close`; the mapping goes with the last of them.
+
+    Raises ValueError for an impossible size and GuestMemoryError when the host cannot map it.
+    """
+
+    def __init__(self, size: int | str | None = None, *, backing: Backing = "anonymous"):
+        if backing not in ("anonymous", "memfd", "hugetlb"):
+            raise ValueError(f"backing {backing!r} is none of anonymous, memfd, hugetlb")
+        self._regions: tuple[Region, ...] = ()
+        self._closed = False
+        #: The region at guest physical address 0, if there is one.
+        self._low, self._low_end = memoryview(b""), -1
+        self._on_add: Callable[[Region], None] | None = None
+        if size is None:
+            return
+        try:
+            self.add_ram(size, backing=backing)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- regions
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """All regions, in the order of their guest physical addresses."""
+        return self._regions
+
+    @property
+    def size(self) -> int:
+        """Bytes of all regions together."""
+        return sum(region.size for region in self._regions)
+
+    def add(
+        self, gpa: int, size: int | str, *, read_only: bool = False, backing: Backing = "anonymous"
+    ) -> Region:
+        """Add a region at ``gpa`` (a multiple of 4 KiB). Raises GuestMemoryError if it overlaps
+        another or leaves the 52-bit physical address space."""
+        self._check_open()
+        size = parse_size(size)
+        if gpa < 0 or gpa % PAGE_SIZE or gpa + size > MAX_GPA:
+            raise GuestMemoryError(
+                f"region {gpa:#x}+{size:#x} is not page-aligned within the 52-bit address space"
+            )
+        for other in self._regions:
+            if gpa < other.end and other.gpa < gpa + size:
+                raise GuestMemoryError(f"region {gpa:#x}+{size:#x} overlaps {other!r}")
+        try:
+            mapping, actual, fd = _map_region(size, backing)
+        except (OSError, OverflowError, ValueError) as error:
+            raise GuestMemoryError(f"cannot map {size:#x} bytes of memory: {error}") from error
+        region = Region(gpa, size, read_only, actual, memoryview(mapping), fd, None, mapping)
+        try:
+            if self._on_add:
+                self._on_add(region)
+        except BaseException:
+            _release(region)
+            raise
+        self._regions = tuple(sorted((*self._regions, region), key=lambda r: r.gpa))
+        if gpa == 0:
+            self._low, self._low_end = region.view, region.size
+        return region
+
+    def add_ram(self, size: int | str, *, backing: Backing = "anonymous") -> None:
+        """Add ``size`` bytes of RAM from 0 on, around the hole below 4 GiB."""
+        total = parse_size(size)
+        low = min(total, HOLE_START)
+        self.add(0, low, backing=backing)
+        if total > low:
+            self.add(HOLE_END, total - low, backing=backing)
+
+    def region_at(self, gpa: int) -> Region | None:
+        """The region that holds ``gpa``, or None."""
+        for region in self._regions:
+            if region.gpa <= gpa < region.end:
+                return region
+        return None
+
+    def _pieces(self, gpa: int, size: int) -> Iterator[memoryview]:
+        """Views that together are [gpa, gpa + size), crossing from region to adjacent region."""
+        if gpa < 0 or size < 0:
+            raise GuestMemoryError(f"gpa {gpa:#x} or size {size:#x} is negative")
+        while size:
+            region = self.region_at(gpa)
+            if region is None:
+                self._check_open()
+                raise GuestMemoryError(f"guest physical address {gpa:#x} is outside guest memory")
+            length = min(size, region.end - gpa)
+            yield region.view[gpa - region.gpa : gpa - region.gpa + length]
+            gpa += length
+            size -= length
+
+    # -- access
+
+    def contains(self, gpa: int, size: int = 1) -> bool:
+        """Whether all of [gpa, gpa + size) is guest memory."""
+        end = gpa + size
+        while gpa < end:
+            region = self.region_at(gpa)
+            if region is None:
+                return False
+            gpa = region.end
+        return size >= 0
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """A copy of ``size`` bytes at ``gpa``. Raises GuestMemoryError outside guest memory."""
+        if size > 0 and not self.contains(gpa, size):  # before anything is allocated
+            list(self._pieces(gpa, size))
+        return b"".join(self._pieces(gpa, size))
+
+    def write(self, gpa: int, data: Buffer) -> None:
+        """Write all of ``data`` at ``gpa``, or raise GuestMemoryError and write nothing."""
+        source = memoryview(data).cast("B")
+        for piece in list(self._pieces(gpa, source.nbytes)):
+            piece[:] = source[: piece.nbytes]
+            source = source[piece.nbytes :]
+
+    def __getitem__(self, key: slice) -> memoryview:
+        start, stop = key.start, key.stop
+        if 0 <= start <= stop <= self._low_end:  # nearly always: one comparison, one slice
+            return self._low[start : stop : key.step]
+        for region in self._regions:
+            gpa = region.gpa
+            if gpa <= start <= stop <= gpa + region.size:
+                return region.view[start - gpa : stop - gpa : key.step]
+        raise self._slice_error(key)
+
+    def __setitem__(self, key: slice, data: Buffer) -> None:
+        view = self[key]
+        source = memoryview(data).cast("B")
+        if source.nbytes != view.nbytes:
+            raise GuestMemoryError(f"{source.nbytes} bytes for a slice of {view.nbytes}")
+        view[:] = source
+
+    def _slice_error(self, key: slice) -> Exception:
+        if self._closed:
+            return ClosedError("the guest memory is closed")
+        return GuestMemoryError(
+            f"[{key.start!r}:{key.stop!r}] does not lie within one region of guest memory"
+        )
+
+    # -- life
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the guest memory is closed")
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Give the memory back. Views that are still held keep their mapping alive."""
+        regions, self._regions, self._closed = self._regions, (), True
+        self._low, self._low_end = memoryview(b""), -1
+        for region in regions:
+            _release(region)
+
+    def __enter__(self) -> GuestMemory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<GuestMemory, closed>"
+        return f"<GuestMemory {self.size >> 10} KiB: {', '.join(map(repr, self._regions))}>"
+
+
+def _release(region: Region) -> None:
+    region.view.release()
+    if region.fd is not None:
+        os.close(region.fd)
+        region.fd = None
+    mapping, region._map = region._map, None
+    if mapping is not None:
+        try:
+            mapping.close()
+        except BufferError:
+            pass  # a view is held: the mapping goes with it

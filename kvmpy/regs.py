@@ -1,0 +1,300 @@
+"""Live register views.
+
+``cpu.regs`` and ``cpu.sregs`` are windows on the vCPU's register page (KVM API, "6.8
+KVM_CAP_SYNC_REGS"): reading gives the state as of the last exit, with the exit's instruction
+completed; writing takes effect at the next run. Views stay live: one taken once can be kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import _native
+from .errors import ClosedError, KvmIoctlError
+
+_lib, _ffi = _native.lib, _native.ffi
+
+GENERAL = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
+)
+_ALL_GENERAL = struct.Struct("=18Q")
+
+#: RFLAGS bits by name, in the order they are printed.
+RFLAGS = {
+    "CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "NT": 14,
+    "RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21,
+}  # fmt: skip
+
+
+class _Page:
+    """A part of the register page, fetched when it is looked at and not current."""
+
+    __slots__ = ("_bytes", "_field", "_fresh", "_shim")
+
+    def __init__(self, shim: Any, field: int, offset: int, size: int):
+        self._shim = shim  # keeps the page mapped
+        self._field = field
+        #: False after each run; the page may be stale then.
+        self._fresh = False
+        self._bytes = memoryview(_ffi.buffer(shim.regs, offset + size))[offset:].cast("B")
+
+    def _refresh(self) -> None:
+        error = _lib.shim_sync(self._shim, self._field)
+        if error:
+            raise _sync_error(-error)
+        self._fresh = True
+
+
+def _sync_error(code: int) -> Exception:
+    if code == errno.EBADF:
+        return ClosedError("the vCPU is closed")
+    if code == errno.EBUSY:
+        return KvmIoctlError("KVM_GET_REGS", code, "another thread is running this vCPU")
+    return KvmIoctlError("KVM_GET_REGS", code, os.strerror(code))
+
+
+def _does_not_fit(name: str, value: object, bits: int) -> Exception:
+    if isinstance(value, int):
+        return ValueError(f"{name} = {value:#x}: not in 0..2**{bits}-1")
+    return TypeError(f"{name} = {value!r}: not an integer")
+
+
+def _word(index: int, name: str) -> Any:
+    """A 64-bit field: word ``index`` of the page."""
+
+    def get(self: Registers) -> int:
+        if not self._fresh:
+            self._refresh()
+        return self._words[index]
+
+    def put(self: Registers, value: int) -> None:
+        if not self._fresh:
+            self._refresh()
+        try:
+            self._words[index] = value
+        except (TypeError, ValueError):
+            raise _does_not_fit(name, value, 64) from None
+
+    return property(get, put, doc=f"{name.upper()}, 64 bits.")
+
+
+class Registers(_Page):
+    """The general registers, RIP and RFLAGS, live. Values are 0..2**64-1.
+
+    ``cpu.regs.rax += 1``; ``cpu.regs.values()`` gives all eighteen at once.
+    Reading raises ClosedError after ``close()``, KvmIoctlError while another thread runs the vCPU.
+    """
+
+    __slots__ = ("_words",)
+
+    def __init__(self, shim: Any):
+        super().__init__(shim, _lib.KVM_SYNC_X86_REGS, 0, _ALL_GENERAL.size)
+        self._words = self._bytes.cast("Q")
+
+    rax: int = _word(0, "rax")
+    rbx: int = _word(1, "rbx")
+    rcx: int = _word(2, "rcx")
+    rdx: int = _word(3, "rdx")
+    rsi: int = _word(4, "rsi")
+    rdi: int = _word(5, "rdi")
+    rsp: int = _word(6, "rsp")
+    rbp: int = _word(7, "rbp")
+    r8: int = _word(8, "r8")
+    r9: int = _word(9, "r9")
+    r10: int = _word(10, "r10")
+    r11: int = _word(11, "r11")
+    r12: int = _word(12, "r12")
+    r13: int = _word(13, "r13")
+    r14: int = _word(14, "r14")
+    r15: int = _word(15, "r15")
+    rip: int = _word(16, "rip")
+    rflags: int = _word(17, "rflags")
+
+    def values(self) -> tuple[int, ...]:
+        """All eighteen, in the order of ``kvmpy.regs.GENERAL``."""
+        if not self._fresh:
+            self._refresh()
+        return _ALL_GENERAL.unpack_from(self._bytes)
+
+    def as_dict(self) -> dict[str, int]:
+        """A copy, by name."""
+        return dict(zip(GENERAL, self.values(), strict=True))
+
+    def update(self, values: Mapping[str, int] | None = None, **named: int) -> None:
+        """Set several by name. Raises AttributeError for a name there is not."""
+        for name, value in {**(values or {}), **named}.items():
+            if name not in GENERAL:
+                raise AttributeError(f"{name!r} is not a general register")
+            setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        values = self.as_dict()
+        flags = " ".join(name for name, bit in RFLAGS.items() if values["rflags"] >> bit & 1)
+        lines = []
+        for row in (GENERAL[0:4], GENERAL[4:8], GENERAL[8:12], GENERAL[12:16]):
+            lines.append("  ".join(f"{name:>3} {values[name]:016x}" for name in row))
+        iopl = values["rflags"] >> 12 & 3
+        lines.append(
+            f"rip {values['rip']:016x}  rflags {values['rflags']:08x} [{flags}] iopl {iopl}"
+        )
+        return "\n".join(lines)
+
+
+# The order of x86 in struct kvm_regs is asked of the compiler once, not trusted.
+_OFFSETS = {name: _ffi.offsetof("struct kvm_regs", name) for name in GENERAL}
+if [_OFFSETS[name] for name in GENERAL] != [8 * i for i in range(18)]:  # pragma: no cover
+    raise ImportError("struct kvm_regs is not laid out as this package expects")
+
+
+def _field(struct_name: str, name: str, size: int, doc: str = "") -> Any:
+    """A field of a structure at ``self._offset`` of the special-register page."""
+    offset = _ffi.offsetof(struct_name, name)
+    bits = 8 * size
+
+    def get(self: Any) -> int:
+        page = self._page
+        if not page._fresh:
+            page._refresh()
+        value: int = page._views[size][(self._offset + offset) // size]
+        return value
+
+    def put(self: Any, value: int) -> None:
+        page = self._page
+        if not page._fresh:
+            page._refresh()
+        try:
+            page._views[size][(self._offset + offset) // size] = value
+        except (TypeError, ValueError):
+            raise _does_not_fit(name, value, bits) from None
+
+    return property(get, put, doc=doc or f"{name}, {bits} bits.")
+
+
+_CODE_TYPES = ("execute", "execute/read", "execute, conforming", "execute/read, conforming")
+_DATA_TYPES = ("read", "read/write", "read, expand-down", "read/write, expand-down")
+_SYSTEM_TYPES = {
+    1: "TSS16", 2: "LDT", 3: "TSS16 busy", 9: "TSS", 11: "TSS busy",
+}  # fmt: skip
+
+
+class SegmentView:
+    """One segment register with its hidden descriptor cache (struct kvm_segment), live."""
+
+    __slots__ = ("_name", "_offset", "_page")
+    _page: SpecialRegisters
+
+    def __init__(self, page: SpecialRegisters, name: str):
+        self._page, self._name = page, name
+        self._offset = _ffi.offsetof("struct kvm_sregs", name)
+
+    base: int = _field("struct kvm_segment", "base", 8)
+    limit: int = _field("struct kvm_segment", "limit", 4, "Limit in bytes, granularity applied.")
+    selector: int = _field("struct kvm_segment", "selector", 2)
+    type: int = _field("struct kvm_segment", "type", 1)
+    present: int = _field("struct kvm_segment", "present", 1)
+    dpl: int = _field("struct kvm_segment", "dpl", 1, "Descriptor privilege level, 0..3.")
+    db: int = _field("struct kvm_segment", "db", 1)
+    s: int = _field("struct kvm_segment", "s", 1)
+    l: int = _field("struct kvm_segment", "l", 1)  # noqa: E741
+    g: int = _field("struct kvm_segment", "g", 1)
+    avl: int = _field("struct kvm_segment", "avl", 1)
+    unusable: int = _field("struct kvm_segment", "unusable", 1)
+
+    @property
+    def kind(self) -> str:
+        """The type in words: "code64 execute/read", "data read/write", "TSS busy"."""
+        if self.unusable or not self.present:
+            return "unusable"
+        if not self.s:
+            return _SYSTEM_TYPES.get(self.type, f"system type {self.type}")
+        if self.type & 8:
+            width = "64" if self.l else "32" if self.db else "16"
+            return f"code{width} {_CODE_TYPES[self.type >> 1 & 3]}"
+        return f"data {_DATA_TYPES[self.type >> 1 & 3]}"
+
+    def __repr__(self) -> str:
+        return (
+            f"{self._name} {self.selector:04x} base {self.base:016x} limit {self.limit:08x} "
+            f"dpl {self.dpl} {self.kind}"
+        )
+
+
+class TableView:
+    """GDTR or IDTR, live."""
+
+    __slots__ = ("_name", "_offset", "_page")
+
+    def __init__(self, page: SpecialRegisters, name: str):
+        self._page, self._name = page, name
+        self._offset = _ffi.offsetof("struct kvm_sregs", name)
+
+    base: int = _field("struct kvm_dtable", "base", 8)
+    limit: int = _field("struct kvm_dtable", "limit", 2)
+
+    def __repr__(self) -> str:
+        return f"{self._name} base {self.base:016x} limit {self.limit:04x}"
+
+
+SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+
+
+def _part(name: str, kind: type[SegmentView] | type[TableView]) -> Any:
+    # Made anew at each access: a stored part that points back would be a reference cycle, and a
+    # vCPU that nobody holds is to go at once.
+    return property(lambda self: kind(self, name))
+
+
+class SpecialRegisters(_Page):
+    """Segment, control and descriptor-table registers, live (struct kvm_sregs).
+
+    ``cpu.sregs.cs.dpl``, ``cpu.sregs.cr3``, ``cpu.sregs.idt.base``.
+    """
+
+    __slots__ = ("_offset", "_views")
+
+    @property
+    def _page(self) -> SpecialRegisters:
+        return self
+
+    def __init__(self, shim: Any):
+        offset = _ffi.offsetof("struct kvm_sync_regs", "sregs")
+        super().__init__(shim, _lib.KVM_SYNC_X86_SREGS, offset, _ffi.sizeof("struct kvm_sregs"))
+        page = self._bytes
+        self._views = {1: page, 2: page.cast("H"), 4: page.cast("I"), 8: page.cast("Q")}
+        self._offset = 0
+
+    cs: SegmentView = _part("cs", SegmentView)
+    ds: SegmentView = _part("ds", SegmentView)
+    es: SegmentView = _part("es", SegmentView)
+    fs: SegmentView = _part("fs", SegmentView)
+    gs: SegmentView = _part("gs", SegmentView)
+    ss: SegmentView = _part("ss", SegmentView)
+    tr: SegmentView = _part("tr", SegmentView)
+    ldt: SegmentView = _part("ldt", SegmentView)
+    gdt: TableView = _part("gdt", TableView)
+    idt: TableView = _part("idt", TableView)
+    cr0: int = _field("struct kvm_sregs", "cr0", 8)
+    cr2: int = _field("struct kvm_sregs", "cr2", 8, "Address of the last page fault.")
+    cr3: int = _field("struct kvm_sregs", "cr3", 8)
+    cr4: int = _field("struct kvm_sregs", "cr4", 8)
+    cr8: int = _field("struct kvm_sregs", "cr8", 8, "Task priority.")
+    efer: int = _field("struct kvm_sregs", "efer", 8)
+    apic_base: int = _field("struct kvm_sregs", "apic_base", 8)
+
+    def __iter__(self) -> Iterator[SegmentView]:
+        """The segment registers."""
+        return (getattr(self, name) for name in SEGMENTS)
+
+    def __repr__(self) -> str:
+        lines = [repr(segment) for segment in self]
+        lines += [repr(self.gdt), repr(self.idt)]
+        lines.append(
+            f"cr0 {self.cr0:08x} cr2 {self.cr2:016x} cr3 {self.cr3:016x} cr4 {self.cr4:08x} "
+            f"cr8 {self.cr8:x} efer {self.efer:04x}"
+        )
+        return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""Counts and times of a vCPU's exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .exits import REASONS
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStats:
+    """One exit reason: its name without KVM_EXIT_, how often, and the ns spent between KVM_RUN's
+    return and the next entry (None unless measured)."""
+
+    reason: str
+    count: int
+    handling_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """All exits of a vCPU that KVM handed to user space. ``guest_ns``: time inside KVM_RUN."""
+
+    exits: tuple[ExitStats, ...]
+    guest_ns: int | None
+
+    @staticmethod
+    def of(counts: Sequence[int], times: Sequence[int], guest_ns: int | None) -> RunStats:
+        """From the shim's arrays, indexed by exit reason."""
+        rows = [
+            ExitStats(REASONS.get(i, str(i)), count, None if guest_ns is None else times[i])
+            for i, count in enumerate(counts)
+            if count
+        ]
+        return RunStats(tuple(sorted(rows, key=lambda row: -row.count)), guest_ns)
+
+    @property
+    def total(self) -> int:
+        """Exits of all reasons."""
+        return sum(row.count for row in self.exits)
+
+    def __getitem__(self, reason: str) -> int:
+        """How many exits had this reason ("IO", "HLT"); 0 for none."""
+        return sum(row.count for row in self.exits if row.reason == reason)
+
+    def __iter__(self) -> Iterator[ExitStats]:
+        return iter(self.exits)

@@ -1,0 +1,428 @@
+"""A vCPU: running it, its state, what ends a run (KVM API, "4.7 KVM_CREATE_VCPU" and on)."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import struct
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import _native, exits, ioctls
+from .bus import Bus, WriteBatch
+from .cpuid import Cpuid
+from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
+from .exits import Exit
+from .msrs import Msrs
+from .regs import Registers, SpecialRegisters
+from .stats import RunStats
+
+if TYPE_CHECKING:
+    from .vm import VM
+    from .x86.modes import Handlers, Mode
+    from .x86.state import CpuState, StubTable
+
+_lib, _ffi = _native.lib, _native.ffi
+_shim_run, _shim_resume = _lib.shim_run, _lib.shim_resume
+
+_ACCESS: int = _lib.SHIM_ACCESS
+_RING: int = _lib.SHIM_RING
+_DRAIN: int = _lib.SHIM_DRAIN
+_EXIT: int = _lib.SHIM_EXIT
+_KICKED: int = _lib.SHIM_KICKED
+_TIMEOUT: int = _lib.SHIM_TIMEOUT
+_EXIT_LIMIT: int = _lib.SHIM_EXIT_LIMIT
+_DEBUG_EXIT: int = _lib.SHIM_DEBUG_EXIT
+_SINK_ERROR: int = _lib.SHIM_SINK_ERROR
+_CLOSED: int = _lib.SHIM_CLOSED
+
+_UNLIMITED = (1 << 64) - 1
+_unpack_report = struct.Struct("=5Q").unpack_from
+#: Deferred writes a vCPU holds before a batch handler is called.
+RING_SIZE = 4096
+
+_E = TypeVar("_E", bound=Exit)
+
+
+def _nanoseconds(timeout: float | None) -> int:
+    if timeout is None:
+        return -1
+    if not (timeout >= 0 and math.isfinite(timeout)):
+        raise ValueError(f"timeout {timeout!r} is not a number of seconds >= 0")
+    return int(timeout * 1e9)
+
+
+def _exit_budget(max_exits: int | None) -> int:
+    if max_exits is None:
+        return _UNLIMITED
+    if not 1 <= max_exits <= _UNLIMITED:
+        raise ValueError(f"max_exits {max_exits!r} is not in 1..2**64-1")
+    return max_exits
+
+
+class VCPU:
+    """A virtual CPU. Made by :meth:`VM.vcpu`.
+
+    One thread at a time runs it; any thread may :meth:`kick` or :meth:`close` it.
+    """
+
+    def __init__(self, vm: VM, id: int, pin: int | None):
+        #: The VM it belongs to.
+        self.vm = vm
+        #: KVM's number for it, which is its APIC id.
+        self.id = id
+        self._pin = pin
+        self._pinned_thread = 0
+        self._stubs: StubTable | None = None
+        fd = ioctls.ALL["KVM_CREATE_VCPU"](vm.fileno(), id, f"id {id}")
+        ioctls.remember_creator(fd)
+        error = _ffi.new("int *")
+        # Everything the C side points into lives at least as long as this object.
+        self._bus: Bus = vm.bus
+        shim = _lib.shim_vcpu_new(fd, vm.run_size, self._bus._bus, vm.sync_fields, error)
+        if shim == _ffi.NULL:
+            os.close(fd)
+            raise KvmIoctlError("mmap", -error[0], "the kvm_run page of a new vCPU")
+        self._fd = fd
+        self._shim = _ffi.gc(shim, _lib.shim_vcpu_free)
+        whole = memoryview(_ffi.buffer(self._shim)).cast("B")
+        report = _ffi.offsetof("struct shim_vcpu", "report")
+        self._report = whole[report : report + 40]
+        self._answer = self._report[32:40].cast("Q")
+        self._words = _ffi.new(f"uint64_t[{_lib.SHIM_DECODE_WORDS}]")
+        self._regs = Registers(self._shim)
+        self._sregs = SpecialRegisters(self._shim)
+        self._msrs = Msrs(weakref.WeakMethod(self._settled_fd))
+
+    # -- running
+
+    def run(self, timeout: float | None = None, max_exits: int | None = None) -> Exit:
+        """Run until an exit that nobody has claimed, and return it as a value.
+
+        ``timeout`` in seconds and ``max_exits`` in exits are budgets: the run ends with Timeout or
+        ExitLimit, and the next one goes on from there. Ports and addresses claimed on the VM are
+        served meanwhile; an exception of a handler comes out unchanged.
+
+        Raises KvmIoctlError when KVM_RUN itself fails, ClosedError when the vCPU is closed, by
+        whomever.
+        """
+        regs, sregs = self._regs, self._sregs
+        if self._pin is not None:
+            self._apply_pin()
+        nanoseconds, budget = _nanoseconds(timeout), _exit_budget(max_exits)
+        handlers = self._bus.handlers
+        shim, report = self._shim, self._report
+        try:
+            stop = _shim_run(shim, nanoseconds, budget)
+            while stop < _EXIT:
+                regs._fresh = sregs._fresh = False
+                if stop == _ACCESS:
+                    handler, address, size, is_write, value = _unpack_report(report)
+                    if is_write:
+                        handlers[handler](address, size, value)
+                    else:
+                        self._answer[0] = _checked_answer(
+                            handlers[handler](address, size, None), size
+                        )
+                elif stop == _RING:
+                    self._drain_ring()
+                elif stop == _DRAIN:
+                    self._drain_sinks()
+                # else: a signal. Python runs its handlers before the next line.
+                stop = _shim_resume(shim)
+        except BaseException:
+            regs._fresh = sregs._fresh = False
+            _lib.shim_finish(shim)
+            raise
+        regs._fresh = sregs._fresh = False
+        if shim.ring_length:
+            self._drain_ring()
+        if stop == _EXIT:
+            return self._decode()
+        return self._own_stop(stop)
+
+    def __iter__(self) -> Iterator[Exit]:
+        """Exits nobody handled, one run after the other; ends with a kick, or after an exit that
+        running again cannot help (Shutdown, InternalError, DebugExit ...)."""
+        while True:
+            exit = self.run()
+            if isinstance(exit, exits.Kicked):
+                return
+            yield exit
+            if not exit.resumable:
+                return
+
+    def expect(
+        self, kind: type[_E], *, timeout: float | None = None, max_exits: int | None = None
+    ) -> _E:
+        """Run, and return the exit if it is of ``kind``; else raise UnexpectedExitError, whose
+        text explains what came instead."""
+        exit = self.run(timeout, max_exits)
+        if isinstance(exit, kind):
+            return exit
+        raise UnexpectedExitError(self.explain(exit), exit)
+
+    def explain(self, exit: Exit) -> str:
+        """What an exit means, with the registers, the instruction and the likely cause."""
+        from .explain import explain
+
+        return explain(self, exit)
+
+    def kick(self) -> None:
+        """End the run, from any thread, at once: it returns Kicked. If the vCPU is not running,
+        its next run ends before the guest does anything."""
+        self._open()
+        _lib.shim_kick(self._shim)
+
+    def answer(self, data: bytes | int) -> None:
+        """Give the bytes that the guest reads, after IoIn or MmioRead: ``size * count`` bytes, or
+        a number of ``size`` bytes."""
+        exit = self._decode()
+        if not isinstance(exit, (exits.IoIn, exits.MmioRead)):
+            raise ValueError(f"the last exit was {type(exit).__name__}, not a read")
+        length = exit.size * (exit.count if isinstance(exit, exits.IoIn) else 1)
+        raw = data.to_bytes(length, "little") if isinstance(data, int) else data
+        error = _lib.shim_answer(self._shim, raw, len(raw))
+        if error == -errno.EMSGSIZE:
+            raise ValueError(f"{len(raw)} bytes for a read of {length}")
+        if error:
+            raise ValueError("this read has been answered")
+
+    def _decode(self) -> Exit:
+        self._open()
+        count = _lib.shim_decode(self._shim, self._words)
+        words = _ffi.unpack(self._words, count)
+        exit = exits.decode(words, memoryview(_ffi.buffer(self._shim.run, self._shim.run_size)))
+        if self._stubs is not None and isinstance(exit, exits.IoOut):
+            return self._identified(exit)
+        return exit
+
+    def _identified(self, exit: exits.IoOut) -> Exit:
+        """The exception behind a write to the exception port by one of enter()'s stubs."""
+        from .x86 import exceptions, layout
+
+        if exit.port != layout.EXCEPTION_PORT or self._stubs is None:
+            return exit
+        report = exceptions.identify(self._stubs, self.regs, self.sregs, self.vm.memory)
+        if isinstance(report, exceptions.ExceptionReport):
+            return exits.GuestException(report)
+        if report is not None:
+            return exits.UnexpectedSyscall(report)
+        return exit
+
+    def _own_stop(self, stop: int) -> Exit:
+        value = self._shim.report.value
+        if stop == _KICKED:
+            return exits.Kicked(value)
+        if stop == _TIMEOUT:
+            return exits.Timeout()
+        if stop == _EXIT_LIMIT:
+            return exits.ExitLimit()
+        if stop == _DEBUG_EXIT:
+            return exits.DebugExit(value)
+        if stop == _SINK_ERROR:
+            raise OSError(value, os.strerror(value))
+        if stop == _CLOSED:
+            raise ClosedError("the vCPU was closed")
+        raise ioctls.ALL["KVM_RUN"].error(self._fd, value, f"vCPU {self.id}")
+
+    def _drain_ring(self) -> None:
+        shim = self._shim
+        length, shim.ring_length = shim.ring_length, 0
+        with memoryview(_ffi.buffer(shim.ring, length * 32)).cast("B") as raw:
+            words = raw.cast("Q")
+            for handler in self._bus.batch_handlers:
+                handler(WriteBatch(words))
+
+    def _drain_sinks(self) -> None:
+        for device in self._bus.devices():
+            drain = getattr(device, "_drain", None)
+            if drain is not None:
+                drain()
+
+    def _apply_pin(self) -> None:
+        # The thread's, not the process's: sched_setaffinity(0) is about the calling thread.
+        thread = threading.get_native_id()
+        if thread != self._pinned_thread:
+            os.sched_setaffinity(0, {self._pin or 0})
+            self._pinned_thread = thread
+
+    # -- state
+
+    @property
+    def regs(self) -> Registers:
+        """General registers, RIP and RFLAGS, live."""
+        return self._regs
+
+    @property
+    def sregs(self) -> SpecialRegisters:
+        """Segments, control registers and descriptor tables, live."""
+        return self._sregs
+
+    @property
+    def msrs(self) -> Msrs:
+        """Model-specific registers by number or name."""
+        return self._msrs
+
+    def enter(
+        self,
+        mode: Mode,
+        *,
+        rip: int,
+        ring: int = 0,
+        rsp: int | None = None,
+        regs: Mapping[str, int] | None = None,
+        handlers: Handlers | None = None,
+        **options: Any,
+    ) -> None:
+        """Set the vCPU up to start at ``rip`` in a mode and ring, tables and all.
+
+        See :func:`kvmpy.x86.modes.prepare` for the parameters and what is written to guest
+        memory. An exception or system call without a handler comes back from :meth:`run` as
+        GuestException or UnexpectedSyscall.
+        """
+        from .x86.modes import prepare
+
+        state = prepare(
+            self.vm.memory, mode, rip=rip, ring=ring, rsp=rsp, regs=regs, handlers=handlers,
+            **options,
+        )  # fmt: skip
+        self.apply(state)
+
+    def apply(self, state: CpuState) -> None:
+        """Set all of a CpuState: SREGS, then MSRs (FS and GS base are in both), FPU, REGS last."""
+        fd = self._settle(_lib.KVM_SYNC_X86_REGS | _lib.KVM_SYNC_X86_SREGS)
+        self._set_sregs(fd, state)
+        self._msrs.write(state.msrs)
+        fpu = _ffi.new("struct kvm_fpu *")
+        ioctls.ALL["KVM_GET_FPU"](fd, fpu)
+        fpu.fcw, fpu.mxcsr = state.fcw, state.mxcsr
+        ioctls.ALL["KVM_SET_FPU"](fd, fpu)
+        ioctls.ALL["KVM_SET_REGS"](fd, _ffi.new("struct kvm_regs *", dict(state.regs)))
+        self._stubs = state.stub_table
+
+    def _set_sregs(self, fd: int, state: CpuState) -> None:
+        sregs = _ffi.new("struct kvm_sregs *")
+        ioctls.ALL["KVM_GET_SREGS"](fd, sregs)  # APIC base and the interrupt bitmap stay
+        new = state.sregs
+        for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt"):
+            source, target = getattr(new, name), getattr(sregs, name)
+            for field in source.__dataclass_fields__:
+                setattr(target, field, getattr(source, field))
+        for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
+            setattr(sregs, name, getattr(new, name))
+        detail = f"cr0 {new.cr0:#x}, cr4 {new.cr4:#x}, efer {new.efer:#x}"
+        ioctls.ALL["KVM_SET_SREGS"](fd, sregs, detail)
+
+    def set_cpuid(self, cpuid: Cpuid) -> None:
+        """KVM_SET_CPUID2, before the first run."""
+        ioctls.ALL["KVM_SET_CPUID2"](self.fileno(), cpuid._to_c(), f"{len(cpuid)} leaves")
+
+    def get_cpuid(self, entries: int = 256) -> Cpuid:
+        """KVM_GET_CPUID2: what the guest sees."""
+        table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
+        table.nent = entries
+        ioctls.ALL["KVM_GET_CPUID2"](self.fileno(), table, f"{entries} entries")
+        return Cpuid._from_c(table)
+
+    @property
+    def mp_state(self) -> int:
+        """KVM_MP_STATE_*: 0 runnable, 1 waits for INIT, 2 got INIT, 3 halted."""
+        state = _ffi.new("struct kvm_mp_state *")
+        ioctls.ALL["KVM_GET_MP_STATE"](self._settle(0), state)
+        value: int = state.mp_state
+        return value
+
+    @mp_state.setter
+    def mp_state(self, value: int) -> None:
+        state = _ffi.new("struct kvm_mp_state *", {"mp_state": value})
+        ioctls.ALL["KVM_SET_MP_STATE"](self._settle(0), state, f"{value}")
+
+    def nmi(self) -> None:
+        """KVM_NMI: queue a non-maskable interrupt."""
+        ioctls.ALL["KVM_NMI"](self.fileno())
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT: queue an external interrupt, in a VM without in-kernel irqchip.
+
+        ``vector`` 0..255. The guest must be ready for it: RFLAGS.IF set, none queued.
+        """
+        request = _ffi.new("struct kvm_interrupt *", {"irq": vector})
+        ioctls.ALL["KVM_INTERRUPT"](self.fileno(), request, f"vector {vector}")
+
+    def _settle(self, fields: int) -> int:
+        """The descriptor, for an ioctl that reads or sets state: the last exit's instruction is
+        completed and edits of the live views are in."""
+        fd = self.fileno()
+        error = _lib.shim_settle(self._shim, fields)
+        if error:
+            raise ioctls.ALL["KVM_RUN"].error(fd, -error, "completing the last exit")
+        self._regs._fresh = self._sregs._fresh = False
+        return fd
+
+    def _settled_fd(self) -> int:
+        return self._settle(0)
+
+    # -- statistics
+
+    def measure(self, on: bool = True) -> None:
+        """Have :attr:`stats` tell times as well as counts; costs two clock readings an exit."""
+        self._open()
+        self._shim.timing = on
+
+    @property
+    def stats(self) -> RunStats:
+        """Exits by reason so far; their times too, from :meth:`measure` on."""
+        shim = self._shim
+        counts = _ffi.unpack(shim.exits, _lib.SHIM_EXIT_REASONS)
+        times = _ffi.unpack(shim.handling_ns, _lib.SHIM_EXIT_REASONS)
+        return RunStats.of(counts, times, shim.guest_ns if shim.timing else None)
+
+    # -- life
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            raise ClosedError("the vCPU is closed")
+
+    def fileno(self) -> int:
+        """The vCPU's descriptor. Raises ClosedError after close()."""
+        self._open()
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the vCPU. A run in another thread ends with ClosedError first."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        self._regs._fresh = self._sregs._fresh = False
+        error = _lib.shim_vcpu_close(self._shim)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def __enter__(self) -> VCPU:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<VCPU {self.id}, closed>"
+        pinned = f", pinned to pCPU {self._pin}" if self._pin is not None else ""
+        return f"<VCPU {self.id} fd {self._fd}{pinned}>"
+
+
+def _checked_answer(value: object, size: int) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"the handler of a {size}-byte read returned {value!r}, not an integer")
+    if value >> 8 * size:
+        raise ValueError(f"the handler of a {size}-byte read returned {value:#x}")
+    return value

@@ -1,0 +1,227 @@
+"""A VM: guest memory, interrupt lines, vCPUs (KVM API, "4.2 KVM_CREATE_VM" and on)."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import _native, ioctls
+from .bus import Bus, BusMethods
+from .cpuid import Cpuid
+from .errors import ClosedError, UnsupportedError
+from .kvm import KVM
+from .memory import Backing, GuestMemory, Region
+from .vcpu import VCPU
+from .x86 import layout
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_lib, _ffi = _native.lib, _native.ffi
+
+# What KVM_CHECK_EXTENSION numbers the capabilities used here (<linux/kvm.h>).
+_CAP_READONLY_MEM = 81
+_CAP_SYNC_REGS = 74
+
+_host_cpuid: list[Cpuid] = []
+
+
+def host_cpuid(kvm: KVM) -> Cpuid:
+    """KVM_GET_SUPPORTED_CPUID, asked once per process."""
+    if not _host_cpuid:
+        _host_cpuid.append(kvm.supported_cpuid())
+    return _host_cpuid[0]
+
+
+class VM(BusMethods):
+    """A virtual machine, without devices unless asked for.
+
+    ``memory``: RAM from guest physical address 0, as a size ("16M", or bytes), a GuestMemory that
+    the caller keeps and closes, or None for none yet. ``backing`` as in GuestMemory.
+    ``irqchip`` creates KVM's PIC, IOAPIC and LAPICs, ``pit`` the i8254 (it implies the irqchip).
+    With an irqchip HLT no longer exits: KVM waits for an interrupt itself.
+
+    ``kvm``: an open KVM; by default /dev/kvm is opened for the call.
+
+    Closing a VM closes its vCPUs, ending runs of other threads. Raises a KvmUnavailableError when
+    there is no usable KVM.
+    """
+
+    def __init__(
+        self,
+        memory: int | str | GuestMemory | None = None,
+        *,
+        backing: Backing = "anonymous",
+        irqchip: bool = False,
+        pit: bool = False,
+        kvm: KVM | None = None,
+    ):
+        self._fd = -1
+        self._bus: Bus | None = None
+        self._owns_memory = not isinstance(memory, GuestMemory)
+        self._vcpus: list[weakref.ref[VCPU]] = []
+        self._next_slot = 0
+        #: Guest memory; closed with the VM unless the caller made it.
+        self.memory = memory if isinstance(memory, GuestMemory) else GuestMemory()
+        self._kvm = kvm or KVM()
+        self._owns_kvm = kvm is None
+        try:
+            self._fd = self._kvm.create_vm()
+            ioctls.remember_creator(self._fd)
+            self.run_size = self._kvm.vcpu_mmap_size
+            self.sync_fields = self.check_extension(_CAP_SYNC_REGS)
+            self._bus = Bus()
+            self.has_irqchip = irqchip or pit
+            self._create(memory, backing, pit)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, memory: int | str | GuestMemory | None, backing: Backing, pit: bool) -> None:
+        # Before the first vCPU: kvm_intel without unrestricted guest needs these pages to run real
+        # mode, and they must lie outside all memory. The identity map cannot be set once a vCPU
+        # exists; then the irqchip, the PIT, and vCPUs last.
+        ioctls.ALL["KVM_SET_TSS_ADDR"](self._fd, layout.TSS_ADDR, f"{layout.TSS_ADDR:#x}")
+        identity = _ffi.new("uint64_t *", layout.IDENTITY_MAP)
+        ioctls.ALL["KVM_SET_IDENTITY_MAP_ADDR"](self._fd, identity, f"{layout.IDENTITY_MAP:#x}")
+        # Adopt: existing regions now, later ones as they are added. Weak, or VM and memory would
+        # keep each other.
+        register = weakref.WeakMethod(self._register)
+        for region in self.memory.regions:
+            self._register(region)
+        self.memory._on_add = lambda region: _call(register, region)
+        if isinstance(memory, (int, str)):
+            self.memory.add_ram(memory, backing=backing)
+        if self.has_irqchip:
+            ioctls.ALL["KVM_CREATE_IRQCHIP"](self._fd)
+        if pit:
+            config = _ffi.new("struct kvm_pit_config *")
+            ioctls.ALL["KVM_CREATE_PIT2"](self._fd, config)
+
+    # -- memory
+
+    def _register(self, region: Region) -> None:
+        """KVM_SET_USER_MEMORY_REGION for one region of guest memory."""
+        flags = 0
+        if region.read_only:
+            if not self.check_extension(_CAP_READONLY_MEM):
+                raise UnsupportedError(
+                    "this KVM has no read-only memory slots", "KVM_CAP_READONLY_MEM"
+                )
+            flags = _lib.KVM_MEM_READONLY
+        slot = _ffi.new("struct kvm_userspace_memory_region *")
+        slot.slot, slot.flags = self._next_slot, flags
+        slot.guest_phys_addr, slot.memory_size = region.gpa, region.size
+        slot.userspace_addr = int(_ffi.cast("uintptr_t", _ffi.from_buffer(region.view)))
+        detail = f"slot {slot.slot}, gpa {region.gpa:#x}, size {region.size:#x}"
+        ioctls.ALL["KVM_SET_USER_MEMORY_REGION"](self.fileno(), slot, detail)
+        region.slot = self._next_slot
+        self._next_slot += 1
+
+    def load(self, data: Buffer, at: int) -> None:
+        """Write ``data`` to guest memory at guest physical address ``at``."""
+        self.memory.write(at, data)
+
+    # -- vCPUs
+
+    def vcpu(
+        self, id: int | None = None, *, pin: int | None = None, cpuid: Cpuid | str | None = "host"
+    ) -> VCPU:
+        """KVM_CREATE_VCPU. ``id`` is its APIC id, by default the next one.
+
+        ``pin``: the pCPU that a thread is bound to when it runs this vCPU.
+        ``cpuid``: what CPUID shows: "host" for all that KVM supports, made this vCPU's own; a
+        Cpuid table; or None to leave it unset.
+        """
+        vcpu_id = len(self._vcpus) if id is None else id
+        if isinstance(cpuid, str):
+            if cpuid != "host":
+                raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
+            cpuid = host_cpuid(self._kvm).for_vcpu(vcpu_id)
+        vcpu = VCPU(self, vcpu_id, pin)
+        # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
+        if cpuid is not None:
+            vcpu.set_cpuid(cpuid)
+        self._vcpus.append(weakref.ref(vcpu))
+        return vcpu
+
+    @property
+    def vcpus(self) -> list[VCPU]:
+        """The vCPUs that are still held."""
+        return [vcpu for ref in self._vcpus if (vcpu := ref()) is not None]
+
+    # -- ioctls
+
+    def fileno(self) -> int:
+        """The VM's descriptor. Raises ClosedError after close()."""
+        if self._fd < 0:
+            raise ClosedError("this VM is closed")
+        return self._fd
+
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION on the VM: can differ from what /dev/kvm says."""
+        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), capability, f"{capability}")
+
+    def enable_capability(self, capability: int, *args: int, flags: int = 0) -> None:
+        """KVM_ENABLE_CAP on the VM with up to four arguments."""
+        request = _ffi.new("struct kvm_enable_cap *")
+        request.cap, request.flags = capability, flags
+        for i, value in enumerate(args):
+            request.args[i] = value
+        ioctls.ALL["KVM_ENABLE_CAP"](self.fileno(), request, f"capability {capability}")
+
+    def irq_line(self, gsi: int, level: int) -> None:
+        """KVM_IRQ_LINE: drive interrupt line ``gsi`` of the in-kernel irqchip to 0 or 1."""
+        line = _ffi.new("struct kvm_irq_level *")
+        line.irq, line.level = gsi, level
+        ioctls.ALL["KVM_IRQ_LINE"](self.fileno(), line, f"gsi {gsi}, level {level}")
+
+    def irqfd(self, eventfd: int, gsi: int, *, deassign: bool = False) -> None:
+        """KVM_IRQFD: a write to ``eventfd`` raises ``gsi`` as an edge."""
+        request = _ffi.new("struct kvm_irqfd *")
+        request.fd, request.gsi = eventfd, gsi
+        request.flags = _lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
+        ioctls.ALL["KVM_IRQFD"](self.fileno(), request, f"eventfd {eventfd}, gsi {gsi}")
+
+    # -- life
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """End the vCPUs, then the VM, then its memory (unless the caller made it)."""
+        for vcpu in self.vcpus:
+            vcpu.close()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        self._bus = None
+        if self._owns_kvm:
+            self._kvm.close()
+        self.memory._on_add = None
+        if self._owns_memory:
+            self.memory.close()
+
+    def __enter__(self) -> VM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<VM, closed>"
+        return f"<VM fd {self._fd}, {len(self.vcpus)} vCPUs, {self.memory!r}>"
+
+
+def _call(method: weakref.WeakMethod[Any], region: Region) -> None:
+    target = method()
+    if target is not None:
+        target(region)

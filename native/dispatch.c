@@ -1,0 +1,190 @@
+/*
+ * Dispatch: which port or guest physical address belongs to whom.
+ *
+ * A bus has one sorted table of ranges for ports and one for MMIO. vCPU threads look addresses up
+ * without a lock while Python adds and removes ranges, so a published table is never changed: a
+ * claim copies it, and the old one is kept until the bus is freed.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "shim.h"
+
+struct shim_table {
+	struct shim_table *older; /* retired tables, chained */
+	size_t length;
+	struct shim_range ranges[];
+};
+
+static _Atomic(struct shim_table *) *table_of(struct shim_bus *bus, bool is_mmio)
+{
+	return is_mmio ? &bus->mmio : &bus->io;
+}
+
+static struct shim_table *table_new(size_t length)
+{
+	struct shim_table *table =
+		calloc(1, sizeof(*table) + length * sizeof(struct shim_range));
+
+	if (table)
+		table->length = length;
+	return table;
+}
+
+struct shim_bus *shim_bus_new(void)
+{
+	struct shim_bus *bus = calloc(1, sizeof(*bus));
+
+	if (!bus)
+		return NULL;
+	atomic_init(&bus->io, table_new(0));
+	atomic_init(&bus->mmio, table_new(0));
+	if (!bus->io || !bus->mmio) {
+		free(bus->io);
+		free(bus->mmio);
+		free(bus);
+		return NULL;
+	}
+	pthread_mutex_init(&bus->lock, NULL);
+	return bus;
+}
+
+void shim_bus_free(struct shim_bus *bus)
+{
+	if (!bus)
+		return;
+	while (bus->retired) {
+		struct shim_table *table = bus->retired;
+
+		bus->retired = table->older;
+		free(table);
+	}
+	free(bus->io);
+	free(bus->mmio);
+	pthread_mutex_destroy(&bus->lock);
+	free(bus);
+}
+
+/* The index of the first range that ends at or after `address`. */
+static size_t lower_bound(const struct shim_table *table, uint64_t address)
+{
+	size_t low = 0, high = table->length;
+
+	while (low < high) {
+		size_t middle = (low + high) / 2;
+
+		if (table->ranges[middle].last < address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* An access belongs to the range its first byte lies in, as wide as it is: a 16-bit OUT to a device
+ * of one port is that device's. */
+const struct shim_range *shim_bus_find(struct shim_bus *bus, bool is_mmio, uint64_t address)
+{
+	const struct shim_table *table =
+		atomic_load_explicit(table_of(bus, is_mmio), memory_order_acquire);
+	size_t i = lower_bound(table, address);
+
+	return i < table->length && table->ranges[i].first <= address ? &table->ranges[i] : NULL;
+}
+
+static void publish(struct shim_bus *bus, bool is_mmio, struct shim_table *table)
+{
+	struct shim_table *old = atomic_exchange(table_of(bus, is_mmio), table);
+
+	old->older = bus->retired;
+	bus->retired = old;
+}
+
+static int claim_locked(struct shim_bus *bus, bool is_mmio, const struct shim_range *range)
+{
+	struct shim_table *old = atomic_load(table_of(bus, is_mmio)), *table;
+	size_t at = lower_bound(old, range->first);
+
+	if (at < old->length && old->ranges[at].first <= range->last)
+		return -EEXIST;
+	table = table_new(old->length + 1);
+	if (!table)
+		return -ENOMEM;
+	memcpy(table->ranges, old->ranges, at * sizeof(*range));
+	table->ranges[at] = *range;
+	memcpy(table->ranges + at + 1, old->ranges + at, (old->length - at) * sizeof(*range));
+	publish(bus, is_mmio, table);
+	return 0;
+}
+
+int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t length, int owner,
+		   uint32_t handler, void *object)
+{
+	struct shim_range range = {
+		.first = first, .last = first + length - 1, .owner = owner,
+		.handler = handler, .object = object,
+	};
+	int error;
+
+	if (!length || range.last < first || (!is_mmio && range.last > UINT16_MAX))
+		return -EINVAL;
+	pthread_mutex_lock(&bus->lock);
+	error = claim_locked(bus, is_mmio, &range);
+	pthread_mutex_unlock(&bus->lock);
+	return error;
+}
+
+static int release_locked(struct shim_bus *bus, bool is_mmio, uint64_t first)
+{
+	struct shim_table *old = atomic_load(table_of(bus, is_mmio)), *table;
+	size_t at = lower_bound(old, first);
+
+	if (at == old->length || old->ranges[at].first != first)
+		return -ENOENT;
+	table = table_new(old->length - 1);
+	if (!table)
+		return -ENOMEM;
+	memcpy(table->ranges, old->ranges, at * sizeof(*old->ranges));
+	memcpy(table->ranges + at, old->ranges + at + 1,
+	       (table->length - at) * sizeof(*old->ranges));
+	publish(bus, is_mmio, table);
+	return 0;
+}
+
+int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first)
+{
+	int error;
+
+	pthread_mutex_lock(&bus->lock);
+	error = release_locked(bus, is_mmio, first);
+	pthread_mutex_unlock(&bus->lock);
+	return error;
+}
+
+static int flush_table(const struct shim_table *table)
+{
+	int error = 0;
+
+	for (size_t i = 0; i < table->length; i++) {
+		const struct shim_range *range = &table->ranges[i];
+		struct shim_device *device = range->object;
+
+		if (range->owner == SHIM_OWNER_DEVICE && device->flush) {
+			int result = device->flush(device);
+
+			if (result && !error)
+				error = result;
+		}
+	}
+	return error;
+}
+
+/* Write out what the devices of this bus still hold; the first error, or 0. */
+int shim_bus_flush(struct shim_bus *bus)
+{
+	int io = flush_table(atomic_load(&bus->io));
+	int mmio = flush_table(atomic_load(&bus->mmio));
+
+	return io ? io : mmio;
+}

@@ -1,0 +1,272 @@
+/*
+ * Getting a vCPU out of the guest.
+ *
+ * A kick is a flag and a signal. KVM looks at kvm_run.immediate_exit once, on entry; a signal
+ * alone could arrive just before that entry and be gone. So the flag is set first, and the signal
+ * follows, directed at the thread: either the entry sees the flag or the guest is interrupted by
+ * the signal (KVM API, "5. The kvm_run structure", immediate_exit).
+ *
+ * Deadlines are a POSIX timer that sends the same signal to the thread; the handler sets the flag
+ * of the vCPU that this thread is running, found through a thread-local.
+ *
+ * Ctrl-C: CPython's own handler only notes the signal, and the note is looked at between
+ * bytecodes, which a thread inside KVM_RUN never reaches. So while vCPUs run, SIGINT and SIGTERM
+ * pass through our handler, which gets every running vCPU out and then calls the handler that was
+ * there before.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+#define MAX_RUNNING 4096
+
+/* initial-exec: a signal handler must not run into the lazy allocation of a TLS block. */
+#define HANDLER_TLS _Thread_local __attribute__((tls_model("initial-exec")))
+
+static HANDLER_TLS struct shim_vcpu *current;
+static HANDLER_TLS int self;
+
+/* What a signal handler needs to know of other threads cannot be thread-local: the kernel ids of
+ * the threads inside shim_run(), and the handlers that stood before ours. */
+static _Atomic int running[MAX_RUNNING];
+static _Atomic int running_end; /* no running thread at or above this index */
+static int kick_signal;
+static const int forwarded[] = { SIGINT, SIGTERM };
+static struct sigaction previous[2];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+int64_t shim_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* The calling thread's kernel id. */
+int shim_kick_thread(void)
+{
+	if (!self)
+		self = syscall(SYS_gettid);
+	return self;
+}
+
+static void after_fork(void)
+{
+	self = 0;
+	current = NULL;
+	for (int i = 0; i < MAX_RUNNING; i++)
+		atomic_store(&running[i], 0);
+}
+
+static void on_kick(int signal_number, siginfo_t *info, void *context)
+{
+	struct shim_vcpu *vcpu = current;
+
+	(void)signal_number, (void)context;
+	if (!vcpu)
+		return; /* it has left the loop meanwhile: shim_kick()'s flag is still there */
+	if (info->si_code == SI_QUEUE)
+		atomic_store(&vcpu->signalled, info->si_value.sival_int);
+	vcpu->run->immediate_exit = 1;
+}
+
+/* Async-signal-safe. Signal queues can be full; a plain signal still gets the vCPU out. */
+static void interrupt_thread(int thread, int number)
+{
+	siginfo_t info;
+
+	memset(&info, 0, sizeof(info));
+	info.si_code = SI_QUEUE;
+	info.si_pid = getpid();
+	info.si_uid = getuid();
+	info.si_value.sival_int = number;
+	if (syscall(SYS_rt_tgsigqueueinfo, getpid(), thread, kick_signal, &info) < 0)
+		syscall(SYS_tgkill, getpid(), thread, kick_signal);
+}
+
+static void on_forwarded(int number, siginfo_t *info, void *context)
+{
+	int saved = errno, end = atomic_load(&running_end);
+	const struct sigaction *before = &previous[number == SIGTERM];
+
+	for (int i = 0; i < end; i++) {
+		int thread = atomic_load(&running[i]);
+
+		if (thread && thread != self)
+			interrupt_thread(thread, number);
+	}
+	/* On this thread KVM_RUN ends with EINTR, and Python gets to run its handler. */
+	if (current)
+		current->run->immediate_exit = 1;
+	if (before->sa_flags & SA_SIGINFO)
+		before->sa_sigaction(number, info, context);
+	else
+		before->sa_handler(number);
+	errno = saved;
+}
+
+static bool is_function(const struct sigaction *action)
+{
+	return (action->sa_flags & SA_SIGINFO) ||
+	       (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN);
+}
+
+/* Python's signal.signal() replaces our handler without a word, so look again at every run. */
+static void forward(int i)
+{
+	struct sigaction now, ours;
+
+	if (sigaction(forwarded[i], NULL, &now) || !is_function(&now) ||
+	    ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_forwarded))
+		return;
+	pthread_mutex_lock(&lock);
+	previous[i] = now; /* before it can be called */
+	ours = now;
+	ours.sa_flags |= SA_SIGINFO;
+	ours.sa_sigaction = on_forwarded;
+	sigaction(forwarded[i], &ours, NULL);
+	pthread_mutex_unlock(&lock);
+}
+
+static int init_locked(void)
+{
+	struct sigaction action;
+
+	if (kick_signal)
+		return 0;
+	for (int number = SIGRTMIN + 1; number <= SIGRTMAX; number++) {
+		if (sigaction(number, NULL, &action))
+			return -errno;
+		if (is_function(&action) || action.sa_handler != SIG_DFL)
+			continue; /* somebody else's */
+		memset(&action, 0, sizeof(action));
+		action.sa_flags = SA_SIGINFO; /* no SA_RESTART: a blocked write must end too */
+		action.sa_sigaction = on_kick;
+		sigemptyset(&action.sa_mask);
+		if (sigaction(number, &action, NULL))
+			return -errno;
+		pthread_atfork(NULL, NULL, after_fork);
+		kick_signal = number;
+		return 0;
+	}
+	return -EBUSY;
+}
+
+int shim_kick_init(void)
+{
+	int error;
+
+	pthread_mutex_lock(&lock);
+	error = init_locked();
+	pthread_mutex_unlock(&lock);
+	return error;
+}
+
+int shim_kick_signal(void)
+{
+	return kick_signal;
+}
+
+/* Any thread, any time before shim_vcpu_free(). A kick of a vCPU that is not running ends its
+ * next run at once; kicks do not add up. */
+void shim_kick(struct shim_vcpu *vcpu)
+{
+	int thread;
+
+	atomic_store(&vcpu->kicked, 1);
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	thread = atomic_load(&vcpu->thread);
+	if (thread)
+		syscall(SYS_tgkill, getpid(), thread, kick_signal);
+}
+
+/* The thread takes the vCPU: from here on kicks and timers reach it. -EBUSY: another has it. */
+int shim_kick_enter(struct shim_vcpu *vcpu)
+{
+	int expected = 0, slot;
+
+	if (!atomic_compare_exchange_strong(&vcpu->thread, &expected, shim_kick_thread()))
+		return -EBUSY;
+	current = vcpu;
+	for (slot = 0; slot < MAX_RUNNING; slot++) {
+		expected = 0;
+		if (atomic_compare_exchange_strong(&running[slot], &expected, self))
+			break;
+	}
+	vcpu->slot = slot;
+	/* Beyond MAX_RUNNING threads Ctrl-C reaches the main thread only. */
+	for (int end = atomic_load(&running_end); slot < MAX_RUNNING && slot >= end;)
+		if (atomic_compare_exchange_weak(&running_end, &end, slot + 1))
+			break;
+	return 0;
+}
+
+void shim_kick_leave(struct shim_vcpu *vcpu)
+{
+	if (vcpu->slot < MAX_RUNNING)
+		atomic_store(&running[vcpu->slot], 0);
+	current = NULL;
+	atomic_store(&vcpu->thread, 0);
+}
+
+void shim_kick_forward(void)
+{
+	forward(0);
+	forward(1);
+}
+
+static int timer_for_this_thread(struct shim_vcpu *vcpu)
+{
+	struct sigevent event;
+
+	if (vcpu->timer_thread == self)
+		return 0;
+	if (vcpu->timer_thread)
+		timer_delete(vcpu->timer);
+	vcpu->timer_thread = 0;
+	memset(&event, 0, sizeof(event));
+	event.sigev_notify = SIGEV_THREAD_ID;
+	event.sigev_signo = kick_signal;
+	event._sigev_un._tid = self;
+	if (timer_create(CLOCK_MONOTONIC, &event, &vcpu->timer))
+		return -errno;
+	vcpu->timer_thread = self;
+	return 0;
+}
+
+/* Have the thread interrupted at the nearer of the run's deadline and the sinks' flush time; with
+ * neither, stop the timer. Called by the running thread only. */
+int shim_kick_arm(struct shim_vcpu *vcpu)
+{
+	int64_t at = vcpu->deadline;
+	struct itimerspec when = { 0 };
+	int error;
+
+	if (vcpu->flush_at && (!at || vcpu->flush_at < at))
+		at = vcpu->flush_at;
+	if (at == vcpu->armed_for)
+		return 0;
+	error = timer_for_this_thread(vcpu);
+	if (error)
+		return error;
+	when.it_value.tv_sec = at / 1000000000;
+	when.it_value.tv_nsec = at % 1000000000;
+	if (timer_settime(vcpu->timer, TIMER_ABSTIME, &when, NULL))
+		return -errno;
+	vcpu->armed_for = at;
+	return 0;
+}
+
+int shim_ioctl(int fd, unsigned long request, uintptr_t argument)
+{
+	int result = ioctl(fd, request, argument);
+
+	return result < 0 ? -errno : result;
+}

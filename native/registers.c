@@ -1,0 +1,126 @@
+/*
+ * The page of live registers.
+ *
+ * Where KVM has KVM_CAP_SYNC_REGS the page is kvm_run's own, and KVM fills and takes it with every
+ * KVM_RUN; for fields it does not, the page is ours, and ioctls do. A copy of what KVM gave tells
+ * what was edited, so that an edit can neither be dropped for a dirty bit not set nor cost a
+ * system call of its own (KVM API, "6.8 KVM_CAP_SYNC_REGS").
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "shim.h"
+
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
+static const struct {
+	uint64_t field;
+	size_t offset, size;
+	unsigned long get, set;
+} groups[] = {
+	{ KVM_SYNC_X86_REGS, offsetof(struct kvm_sync_regs, regs), sizeof(struct kvm_regs),
+	  KVM_GET_REGS, KVM_SET_REGS },
+	{ KVM_SYNC_X86_SREGS, offsetof(struct kvm_sync_regs, sregs), sizeof(struct kvm_sregs),
+	  KVM_GET_SREGS, KVM_SET_SREGS },
+	{ KVM_SYNC_X86_EVENTS, offsetof(struct kvm_sync_regs, events),
+	  sizeof(struct kvm_vcpu_events), KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS },
+};
+#define GROUPS (sizeof(groups) / sizeof(groups[0]))
+
+/* What the page holds now becomes the state that later edits are compared with. */
+static void mark_current(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	for (size_t i = 0; i < GROUPS; i++)
+		if (fields & groups[i].field)
+			memcpy((char *)vcpu->shadow + groups[i].offset,
+			       (char *)vcpu->regs + groups[i].offset, groups[i].size);
+	vcpu->fields |= fields;
+}
+
+static uint64_t edited_fields(const struct shim_vcpu *vcpu)
+{
+	uint64_t edited = 0;
+
+	for (size_t i = 0; i < GROUPS; i++)
+		if ((vcpu->fields & groups[i].field) &&
+		    memcmp((char *)vcpu->shadow + groups[i].offset,
+			   (char *)vcpu->regs + groups[i].offset, groups[i].size))
+			edited |= groups[i].field;
+	return edited;
+}
+
+/* Hand edits to KVM by ioctl, without running. */
+int shim_write_back(struct shim_vcpu *vcpu)
+{
+	uint64_t edited = edited_fields(vcpu);
+
+	for (size_t i = 0; i < GROUPS; i++) {
+		if (!(edited & groups[i].field))
+			continue;
+		if (ioctl(vcpu->fd, groups[i].set, (char *)vcpu->regs + groups[i].offset) < 0)
+			return -errno;
+		mark_current(vcpu, groups[i].field);
+	}
+	return 0;
+}
+
+/* Before the first KVM_RUN after Python had the vCPU: edits go in, and the fields the caller has
+ * been looking at are asked for again (each costs KVM time at every exit, so nobody pays for what
+ * is not read). */
+int shim_hand_over_registers(struct shim_vcpu *vcpu)
+{
+	uint64_t edited = edited_fields(vcpu), by_page = edited & vcpu->sync_supported;
+
+	if (unlikely(edited & ~by_page)) {
+		int error = shim_write_back(vcpu);
+
+		if (error)
+			return error;
+		by_page = 0;
+	}
+	/* shadow := what KVM is about to be given, in case this entry does not take it. */
+	if (by_page)
+		mark_current(vcpu, by_page);
+	vcpu->run->kvm_dirty_regs = by_page;
+	vcpu->run->kvm_valid_regs = vcpu->accessed & vcpu->sync_supported;
+	vcpu->accessed = 0;
+	vcpu->handed_over = true;
+	return 0;
+}
+
+/* KVM_RUN can fail before it has taken the dirty fields (an application processor that waits for
+ * its SIPI does), and writes the page all the same. */
+void shim_keep_untaken_edits(struct shim_vcpu *vcpu)
+{
+	uint64_t untaken = vcpu->run->kvm_dirty_regs & vcpu->sync_supported;
+
+	if (unlikely(untaken))
+		for (size_t i = 0; i < GROUPS; i++)
+			if (untaken & groups[i].field)
+				memcpy((char *)vcpu->regs + groups[i].offset,
+				       (char *)vcpu->shadow + groups[i].offset, groups[i].size);
+}
+
+/* After the last KVM_RUN, before Python has the vCPU again. */
+void shim_take_registers(struct shim_vcpu *vcpu)
+{
+	if (!vcpu->handed_over)
+		return;
+	vcpu->handed_over = false;
+	vcpu->fields = 0;
+	mark_current(vcpu, vcpu->run->kvm_valid_regs);
+}
+
+/* Ask KVM for what the page does not show yet. */
+int shim_fetch(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	for (size_t i = 0; i < GROUPS; i++) {
+		if (!(fields & ~vcpu->fields & groups[i].field))
+			continue;
+		if (ioctl(vcpu->fd, groups[i].get, (char *)vcpu->regs + groups[i].offset) < 0)
+			return -errno;
+		mark_current(vcpu, groups[i].field);
+	}
+	return 0;
+}

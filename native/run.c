@@ -1,0 +1,500 @@
+/*
+ * The KVM_RUN loop.
+ *
+ * shim_run() enters the guest until something happens that C cannot settle. Stops of the first
+ * group (enum shim_stop) leave the run open: the caller settles them and calls shim_resume().
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <x86intrin.h>
+
+#include "shim.h"
+
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
+/* ------------------------------------------------------------------ entering the guest */
+
+static void account_handling(struct shim_vcpu *vcpu, int64_t now)
+{
+	if (vcpu->returned_at)
+		vcpu->handling_ns[vcpu->returned_with] += now - vcpu->returned_at;
+	vcpu->returned_at = 0;
+}
+
+static int timed_kvm_run(struct shim_vcpu *vcpu)
+{
+	int64_t before = shim_now();
+	int result, saved;
+
+	account_handling(vcpu, before);
+	result = ioctl(vcpu->fd, KVM_RUN, 0);
+	saved = errno;
+	vcpu->returned_at = shim_now();
+	vcpu->returned_with = result < 0 ? 0 : vcpu->run->exit_reason % SHIM_EXIT_REASONS;
+	vcpu->guest_ns += vcpu->returned_at - before;
+	errno = saved;
+	return result;
+}
+
+static int kvm_run(struct shim_vcpu *vcpu)
+{
+	int result = likely(vcpu->handed_over) ? 0 : shim_hand_over_registers(vcpu);
+
+	if (unlikely(result < 0))
+		return result;
+	/* Stale after a failure, so that only a KVM that wrote it can make it MEMORY_FAULT. */
+	vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
+	result = unlikely(vcpu->timing) ? timed_kvm_run(vcpu) : ioctl(vcpu->fd, KVM_RUN, 0);
+	if (unlikely(result < 0)) {
+		result = -errno;
+		shim_keep_untaken_edits(vcpu);
+	}
+	return result;
+}
+
+/* immediate_exit := 0, without losing a kick that comes at this very moment: the kicker sets
+ * `kicked` first and the flag second. */
+static void lower_flag(struct shim_vcpu *vcpu)
+{
+	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	if (atomic_load(&vcpu->kicked))
+		__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+}
+
+/* KVM_RUN gave EINTR: who wanted it? */
+static int interrupted(struct shim_vcpu *vcpu)
+{
+	int64_t now;
+
+	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	vcpu->pending = SHIM_PENDING_NONE; /* it is completed before the flag is looked at */
+	if (atomic_load(&vcpu->closed))
+		return SHIM_CLOSED;
+	if (atomic_exchange(&vcpu->kicked, 0)) {
+		vcpu->report.value = 0;
+		return SHIM_KICKED;
+	}
+	vcpu->report.value = atomic_exchange(&vcpu->signalled, 0);
+	if (vcpu->report.value)
+		return SHIM_KICKED;
+	if (!vcpu->deadline && !vcpu->flush_at)
+		return SHIM_SIGNAL;
+	now = shim_now();
+	if (vcpu->deadline && now >= vcpu->deadline)
+		return SHIM_TIMEOUT;
+	if (vcpu->flush_at && now >= vcpu->flush_at) {
+		int error = shim_bus_flush(vcpu->bus);
+
+		vcpu->flush_at = error == -EAGAIN ? now + SHIM_FLUSH_NS : 0;
+		if (error && error != -EAGAIN) {
+			vcpu->report.value = -error;
+			return SHIM_SINK_ERROR;
+		}
+		shim_kick_arm(vcpu);
+		return SHIM_CONTINUE;
+	}
+	return SHIM_SIGNAL;
+}
+
+static int failed(struct shim_vcpu *vcpu, int error)
+{
+	if (error == -EINTR)
+		return interrupted(vcpu);
+	if (error == -EAGAIN) /* an application processor got its INIT or SIPI: enter again */
+		return SHIM_CONTINUE;
+	if (error == -ENOMEM && !vcpu->entered) {
+		/* KVM starts a worker thread at the first entry; a signal at that moment fails it. */
+		vcpu->entered = true;
+		return SHIM_CONTINUE;
+	}
+	if ((error == -EFAULT || error == -EHWPOISON) &&
+	    vcpu->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
+		return SHIM_EXIT;
+	vcpu->report.value = -error;
+	return SHIM_ERROR;
+}
+
+/* ------------------------------------------------------------------ accesses */
+
+struct access {
+	uint64_t address;
+	uint8_t *data;
+	unsigned size, count;
+	bool is_write, is_mmio;
+};
+
+/* False for an exit that is not an access, or one that does not fit the mapping it came in. */
+static bool describe(struct shim_vcpu *vcpu, struct access *access)
+{
+	struct kvm_run *run = vcpu->run;
+
+	if (run->exit_reason == KVM_EXIT_IO) {
+		access->address = run->io.port;
+		access->size = run->io.size;
+		access->count = run->io.count;
+		access->is_write = run->io.direction == KVM_EXIT_IO_OUT;
+		access->is_mmio = false;
+		access->data = (uint8_t *)run + run->io.data_offset;
+		return run->io.data_offset <= vcpu->run_size &&
+		       (uint64_t)access->size * access->count <=
+			       vcpu->run_size - run->io.data_offset;
+	}
+	if (run->exit_reason == KVM_EXIT_MMIO) {
+		access->address = run->mmio.phys_addr;
+		access->size = run->mmio.len;
+		access->count = 1;
+		access->is_write = run->mmio.is_write;
+		access->is_mmio = true;
+		access->data = run->mmio.data;
+		return run->mmio.len <= sizeof(run->mmio.data);
+	}
+	return false;
+}
+
+static uint64_t value_of(const struct access *access, unsigned element)
+{
+	uint64_t value = 0;
+
+	memcpy(&value, access->data + element * access->size, access->size);
+	return value;
+}
+
+static bool to_ring(struct shim_vcpu *vcpu, const struct access *access, unsigned element)
+{
+	struct shim_record *record;
+
+	if (vcpu->ring_length == vcpu->ring_size)
+		return false;
+	record = &vcpu->ring[vcpu->ring_length++];
+	record->address = access->address;
+	record->value = value_of(access, element);
+	record->size = access->size | (uint64_t)access->is_mmio << 63;
+	record->tsc = __rdtsc();
+	return true;
+}
+
+static int to_python(struct shim_vcpu *vcpu, const struct access *access, unsigned element,
+		     uint32_t handler)
+{
+	vcpu->report.handler = handler;
+	vcpu->report.address = access->address;
+	vcpu->report.size = access->size;
+	vcpu->report.is_write = access->is_write;
+	vcpu->report.value = value_of(access, element);
+	vcpu->pending = access->is_write ? SHIM_PENDING_COMPLETE : SHIM_PENDING_REPLY;
+	return SHIM_ACCESS;
+}
+
+static int one_element(struct shim_vcpu *vcpu, const struct shim_range *range,
+		       const struct access *access, unsigned element)
+{
+	struct shim_device *device = range->object;
+	struct shim_counter *counter = range->object;
+
+	switch (range->owner) {
+	case SHIM_OWNER_DEVICE:
+		return device->access(device, vcpu, access->address - range->first,
+				      access->data + element * access->size, access->size,
+				      access->is_write);
+	case SHIM_OWNER_COUNTER:
+		__atomic_fetch_add(access->is_write ? &counter->writes : &counter->reads, 1,
+				   __ATOMIC_RELAXED);
+		return SHIM_CONTINUE;
+	case SHIM_OWNER_RING: /* a read cannot wait for Python: it gives all ones */
+		return access->is_write && !to_ring(vcpu, access, element) ? SHIM_RING
+									    : SHIM_CONTINUE;
+	case SHIM_OWNER_PYTHON:
+		return to_python(vcpu, access, element, range->handler);
+	}
+	return SHIM_EXIT;
+}
+
+/* Exits other than accesses that KVM finishes at the next KVM_RUN (KVM API, "5. The kvm_run
+ * structure", the note on KVM_EXIT_IO and its like). */
+static enum shim_pending pending_of(uint32_t exit_reason)
+{
+	switch (exit_reason) {
+	case KVM_EXIT_X86_WRMSR:
+		return SHIM_PENDING_COMPLETE;
+	case KVM_EXIT_X86_RDMSR:
+	case KVM_EXIT_HYPERCALL:
+	case KVM_EXIT_XEN:
+	case KVM_EXIT_HYPERV:
+		return SHIM_PENDING_REPLY;
+	default:
+		return SHIM_PENDING_NONE;
+	}
+}
+
+/* Hand the exit in kvm_run to whoever owns its address, from string element `first` on. */
+static int dispatch(struct shim_vcpu *vcpu, unsigned first)
+{
+	const struct shim_range *range;
+	struct access access;
+	int stop = SHIM_CONTINUE;
+
+	if (unlikely(!describe(vcpu, &access))) {
+		vcpu->pending = pending_of(vcpu->run->exit_reason);
+		return SHIM_EXIT;
+	}
+	/* Before anyone answers, or an unclaimed read would hand out the previous exit's bytes. */
+	if (!access.is_write && !first)
+		memset(access.data, 0xff, access.size * access.count);
+	range = shim_bus_find(vcpu->bus, access.is_mmio, access.address);
+	if (unlikely(!range)) {
+		vcpu->pending = access.is_write ? SHIM_PENDING_COMPLETE : SHIM_PENDING_REPLY;
+		return SHIM_EXIT;
+	}
+	vcpu->pending = SHIM_PENDING_COMPLETE;
+	vcpu->elements = access.count;
+	for (vcpu->element = first; vcpu->element < access.count; vcpu->element++) {
+		stop = one_element(vcpu, range, &access, vcpu->element);
+		if (stop != SHIM_CONTINUE)
+			break;
+	}
+	return stop;
+}
+
+/* ------------------------------------------------------------------ the loop */
+
+static int step(struct shim_vcpu *vcpu)
+{
+	int result = 0;
+
+	if (unlikely(vcpu->deferred))
+		vcpu->deferred = false;
+	else
+		result = kvm_run(vcpu);
+	if (unlikely(result < 0))
+		return failed(vcpu, result);
+	vcpu->entered = true;
+	vcpu->pending = SHIM_PENDING_NONE;
+	vcpu->exits[vcpu->run->exit_reason % SHIM_EXIT_REASONS]++;
+	vcpu->exits_left--;
+	return dispatch(vcpu, 0);
+}
+
+static int loop(struct shim_vcpu *vcpu)
+{
+	int stop = SHIM_CONTINUE;
+
+	while (likely(stop == SHIM_CONTINUE)) {
+		if (unlikely(!vcpu->exits_left))
+			stop = SHIM_EXIT_LIMIT;
+		else
+			stop = step(vcpu);
+	}
+	return stop;
+}
+
+static bool is_resumable(int stop)
+{
+	return stop < SHIM_EXIT;
+}
+
+/* Deadlines can pass while Python has the exit; our signal finds no vCPU on the thread then. */
+static void overdue(struct shim_vcpu *vcpu)
+{
+	int64_t now;
+
+	if (likely(!vcpu->deadline && !vcpu->flush_at))
+		return;
+	now = shim_now();
+	if ((vcpu->deadline && now >= vcpu->deadline) ||
+	    (vcpu->flush_at && now >= vcpu->flush_at))
+		vcpu->run->immediate_exit = 1; /* finishes the pending access, then EINTR */
+}
+
+static void wind_up(struct shim_vcpu *vcpu)
+{
+	int error = shim_bus_flush(vcpu->bus);
+
+	vcpu->deadline = 0;
+	vcpu->flush_at = 0;
+	if (vcpu->armed_for && !atomic_load(&vcpu->closed))
+		shim_kick_arm(vcpu);
+	vcpu->flush_error = error == -EAGAIN ? 0 : error;
+	atomic_store(&vcpu->active, 0);
+}
+
+static int enter(struct shim_vcpu *vcpu)
+{
+	int error = shim_kick_enter(vcpu);
+
+	if (error)
+		return error;
+	if (atomic_load(&vcpu->closed)) {
+		shim_kick_leave(vcpu);
+		return -EBADF;
+	}
+	return 0;
+}
+
+static int leave(struct shim_vcpu *vcpu, int stop)
+{
+	shim_take_registers(vcpu);
+	vcpu->stop = stop;
+	if (!is_resumable(stop))
+		wind_up(vcpu);
+	shim_kick_leave(vcpu);
+	return stop;
+}
+
+static int refused(struct shim_vcpu *vcpu, int error)
+{
+	vcpu->report.value = -error;
+	return error == -EBADF ? SHIM_CLOSED : SHIM_ERROR;
+}
+
+/*
+ * Run until something stops it: timeout_ns < 0 means no deadline, max_exits UINT64_MAX no limit.
+ * SHIM_ERROR with EBUSY: the vCPU is running already.
+ */
+int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
+{
+	int error;
+
+	if (atomic_exchange(&vcpu->active, 1))
+		return refused(vcpu, -EBUSY);
+	error = enter(vcpu);
+	if (error) {
+		atomic_store(&vcpu->active, 0);
+		return refused(vcpu, error);
+	}
+	shim_kick_forward();
+	atomic_store(&vcpu->signalled, 0);
+	vcpu->owner = atomic_load(&vcpu->thread);
+	vcpu->exits_left = max_exits;
+	vcpu->deadline = timeout_ns < 0 ? 0 : shim_now() + timeout_ns;
+	error = vcpu->deadline ? shim_kick_arm(vcpu) : 0;
+	return leave(vcpu, error ? refused(vcpu, error) : loop(vcpu));
+}
+
+/* The Python handler's answer goes where KVM looks for it. */
+static void settle_element(struct shim_vcpu *vcpu)
+{
+	struct access access;
+
+	if (vcpu->pending != SHIM_PENDING_REPLY || !describe(vcpu, &access))
+		return;
+	memcpy(access.data + vcpu->element * access.size, &vcpu->report.value, access.size);
+	vcpu->pending = SHIM_PENDING_COMPLETE;
+}
+
+/* After SHIM_ACCESS of a read, report.value is its answer. */
+int shim_resume(struct shim_vcpu *vcpu)
+{
+	int error = enter(vcpu), stop = SHIM_CONTINUE;
+
+	if (error) {
+		atomic_store(&vcpu->active, 0);
+		return refused(vcpu, error);
+	}
+	if (vcpu->stop == SHIM_ACCESS)
+		settle_element(vcpu);
+	if (vcpu->stop != SHIM_RING && vcpu->stop != SHIM_SIGNAL)
+		vcpu->element++; /* that one is done; a full ring has not taken it yet */
+	if (vcpu->stop != SHIM_SIGNAL && vcpu->element < vcpu->elements)
+		stop = dispatch(vcpu, vcpu->element);
+	overdue(vcpu);
+	return leave(vcpu, stop == SHIM_CONTINUE ? loop(vcpu) : stop);
+}
+
+/* Ends a run that a handler's exception leaves; what it did not answer reads as all ones. */
+void shim_finish(struct shim_vcpu *vcpu)
+{
+	if (!atomic_load(&vcpu->active) || vcpu->owner != shim_kick_thread())
+		return; /* not our run: it was over already, or refused */
+	if (vcpu->pending == SHIM_PENDING_REPLY)
+		vcpu->pending = SHIM_PENDING_COMPLETE;
+	vcpu->elements = 0;
+	wind_up(vcpu);
+}
+
+/* ------------------------------------------------------------------ between runs */
+
+/*
+ * Have KVM finish the instruction of the last exit, so that registers are architectural: enter
+ * with immediate_exit, which completes and comes straight back with EINTR. A further exit of the
+ * same instruction (the second half of an MMIO access, say) is kept for the next run.
+ */
+static int complete(struct shim_vcpu *vcpu)
+{
+	int result;
+
+	if (vcpu->pending != SHIM_PENDING_COMPLETE || vcpu->deferred ||
+	    vcpu->element + 1 < vcpu->elements)
+		return 0;
+	vcpu->run->immediate_exit = 1;
+	result = kvm_run(vcpu);
+	lower_flag(vcpu);
+	shim_take_registers(vcpu);
+	if (result == -EINTR)
+		vcpu->pending = SHIM_PENDING_NONE;
+	else if (result == 0)
+		vcpu->deferred = true;
+	return result == -EINTR ? 0 : result;
+}
+
+static int exclusively(struct shim_vcpu *vcpu, int (*action)(struct shim_vcpu *, uint64_t),
+		       uint64_t fields)
+{
+	int result = enter(vcpu);
+
+	if (result)
+		return result;
+	result = action(vcpu, fields);
+	shim_kick_leave(vcpu);
+	return result;
+}
+
+static int sync_fields(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	int error;
+
+	vcpu->accessed |= fields;
+	error = complete(vcpu);
+	vcpu->accessed |= fields; /* completion is no exit: the next one is to show them too */
+	return error ? error : shim_fetch(vcpu, fields);
+}
+
+/* Make `fields` of *regs show the vCPU as it is now. -EBUSY while another thread runs it. */
+int shim_sync(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	return exclusively(vcpu, sync_fields, fields);
+}
+
+static int settle_fields(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	int error = complete(vcpu);
+
+	if (!error)
+		error = shim_write_back(vcpu);
+	vcpu->fields &= ~fields;
+	return error;
+}
+
+/*
+ * Before an ioctl reads or sets the state itself: completion first, then the page's edits; and the
+ * page no longer counts as current for `fields`, which the ioctl is about to change.
+ */
+int shim_settle(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	return exclusively(vcpu, settle_fields, fields);
+}
+
+/* The answer to a read that came back as SHIM_EXIT: all of its size * count bytes. */
+int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length)
+{
+	struct access access;
+
+	if (vcpu->pending != SHIM_PENDING_REPLY || !describe(vcpu, &access) || access.is_write)
+		return -EINVAL;
+	if (length != (size_t)access.size * access.count)
+		return -EMSGSIZE;
+	memcpy(access.data, data, length);
+	vcpu->pending = SHIM_PENDING_COMPLETE;
+	return 0;
+}

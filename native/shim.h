@@ -1,0 +1,252 @@
+/*
+ * The C shim of kvmpy: what must not wait for Python.
+ *
+ *   run.c       KVM_RUN loop, completion
+ *   registers.c the page of live registers
+ *   exits.c     kvm_run's union, laid flat for Python
+ *   kick.c      getting a vCPU out of the guest: flag + directed signal, timeouts, Ctrl-C
+ *   dispatch.c  which port or guest physical address belongs to whom
+ *   sink.c      where a device's output bytes go
+ *   uart.c      16550A
+ *   ports.c     debug console, debug exit, POST port
+ *   vcpu.c      a vCPU's file descriptor, its mapping and its life
+ *
+ * Nothing here knows Python. Every function that can fail returns a negative errno.
+ */
+#ifndef KVMPY_SHIM_H
+#define KVMPY_SHIM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "kvm_compat.h"
+
+/* Why shim_run() or shim_resume() came back. The first group is resumable: the caller does its
+ * part and calls shim_resume(); the second ends the run. */
+enum shim_stop {
+	SHIM_ACCESS = 0, /* a Python handler owns the port or address: report.* describes the access */
+	SHIM_RING = 1,   /* the ring of deferred writes is full */
+	SHIM_DRAIN = 2,  /* a sink without a file descriptor is full */
+	SHIM_SIGNAL = 3, /* a signal that is not ours arrived: let Python run its handlers */
+
+	SHIM_EXIT = 8,        /* an exit nobody claimed: kvm_run describes it */
+	SHIM_KICKED = 9,      /* shim_kick(); report.value is the signal's number when a signal did it */
+	SHIM_TIMEOUT = 10,    /* the deadline passed */
+	SHIM_EXIT_LIMIT = 11, /* max_exits were taken */
+	SHIM_DEBUG_EXIT = 12, /* the guest wrote report.value to the debug-exit port */
+	SHIM_SINK_ERROR = 13, /* writing a sink's bytes failed with -report.value */
+	SHIM_ERROR = 14,      /* KVM_RUN failed with -report.value */
+	SHIM_CLOSED = 15,     /* the vCPU was closed, by another thread or by a handler */
+};
+#define SHIM_CONTINUE (-1) /* from a device: handled, go on */
+
+enum shim_owner { SHIM_OWNER_DEVICE, SHIM_OWNER_COUNTER, SHIM_OWNER_RING, SHIM_OWNER_PYTHON };
+
+enum shim_pending {
+	SHIM_PENDING_NONE,     /* registers are architectural */
+	SHIM_PENDING_COMPLETE, /* an answered exit: KVM finishes the instruction at the next KVM_RUN */
+	SHIM_PENDING_REPLY,    /* a read whose value is still to come */
+};
+
+#define SHIM_EXIT_REASONS 64
+
+struct shim_vcpu;
+
+/* ------------------------------------------------------------------ dispatch.c */
+
+/* data holds `size` bytes, little endian; a read arrives filled with ones. offset lies in the
+ * device's range, offset + size may not: the width is the guest's choice. */
+struct shim_device {
+	int (*access)(struct shim_device *device, struct shim_vcpu *vcpu, uint64_t offset,
+		      uint8_t *data, unsigned size, bool is_write);
+	int (*flush)(struct shim_device *device); /* may be NULL; 0 or -errno */
+};
+
+struct shim_counter {
+	uint64_t reads, writes;
+};
+
+struct shim_range {
+	uint64_t first, last; /* inclusive */
+	enum shim_owner owner;
+	uint32_t handler; /* PYTHON: the caller's index */
+	void *object;     /* DEVICE, COUNTER */
+};
+
+struct shim_table; /* sorted ranges, immutable once published */
+
+/* One per VM. Readers (vCPU threads) never lock; writers copy, publish and keep the old table
+ * until the bus goes, since a vCPU may still be looking at it. */
+struct shim_bus {
+	_Atomic(struct shim_table *) io, mmio;
+	struct shim_table *retired;
+	pthread_mutex_t lock;
+};
+
+struct shim_bus *shim_bus_new(void);
+void shim_bus_free(struct shim_bus *bus);
+int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t length, int owner,
+		   uint32_t handler, void *object);
+int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first);
+const struct shim_range *shim_bus_find(struct shim_bus *bus, bool is_mmio, uint64_t address);
+int shim_bus_flush(struct shim_bus *bus);
+
+/* ------------------------------------------------------------------ sink.c */
+
+/* Bytes on their way out. With a file descriptor they are written at a newline, when the buffer
+ * is full, after SHIM_FLUSH_NS at the latest and whenever a run ends; without one they wait for
+ * shim_sink_take(). */
+#define SHIM_SINK_SIZE 4096
+#define SHIM_FLUSH_NS 10000000
+
+struct shim_sink {
+	pthread_mutex_t lock;
+	int fd; /* -1: memory */
+	int error;
+	unsigned length;
+	uint64_t total;
+	uint8_t bytes[SHIM_SINK_SIZE];
+};
+
+struct shim_sink *shim_sink_new(int fd);
+void shim_sink_free(struct shim_sink *sink);
+void shim_sink_redirect(struct shim_sink *sink, int fd);
+int shim_sink_put(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte);
+int shim_sink_flush(struct shim_sink *sink);
+unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size);
+
+/* ------------------------------------------------------------------ devices */
+
+struct shim_uart;
+struct shim_uart *shim_uart_new(struct shim_sink *sink);
+void shim_uart_free(struct shim_uart *uart);
+void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
+void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
+unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
+			   int space_eventfd);
+unsigned shim_uart_backlog(struct shim_uart *uart);
+
+struct shim_device *shim_debugcon_new(struct shim_sink *sink);
+struct shim_device *shim_debug_exit_new(void);
+struct shim_post {
+	struct shim_device device;
+	uint64_t writes;
+	uint8_t last;
+};
+struct shim_post *shim_post_new(void);
+void shim_device_free(struct shim_device *device);
+
+/* ------------------------------------------------------------------ run.c, vcpu.c */
+
+/* A deferred write, in the order the guest made them. */
+struct shim_record {
+	uint64_t address;
+	uint64_t value;
+	uint64_t size; /* bytes; bit 63: MMIO */
+	uint64_t tsc;
+};
+
+/* What the last stop was about. Python reads it as five u64. */
+struct shim_report {
+	uint64_t handler;
+	uint64_t address;
+	uint64_t size;
+	uint64_t is_write;
+	uint64_t value; /* of a write; of a read: Python puts the answer here */
+};
+
+struct shim_vcpu {
+	int fd;
+	struct kvm_run *run;
+	size_t run_size;
+	struct shim_bus *bus;
+
+	_Atomic int closed;
+	_Atomic int active; /* a run is under way, in C or in a Python handler */
+	_Atomic int thread; /* in C with this vCPU, 0: none. Kickers read it. */
+	int owner;          /* the thread whose run is under way */
+	_Atomic int kicked;
+	_Atomic int signalled; /* set by our handler, on this thread: number of the signal */
+
+	struct shim_report report;
+	int stop;                   /* the last one */
+	int flush_error;            /* of the sinks, when the last run ended */
+	unsigned element, elements; /* of the exit being dispatched: string I/O has several */
+
+	enum shim_pending pending;
+	bool entered;  /* KVM_RUN has succeeded once */
+	bool deferred; /* kvm_run holds an exit that completion produced: dispatch it first */
+
+	/* the register page: kvm_run's own when KVM has it, else ours */
+	struct kvm_sync_regs *regs;
+	struct kvm_sync_regs *shadow; /* as KVM gave it: what differs is an edit */
+	uint64_t sync_supported; /* of KVM_SYNC_X86_* */
+	uint64_t fields;         /* current in *regs */
+	uint64_t accessed;       /* touched since the last stop: worth having at the next */
+	bool handed_over;        /* to KVM, since Python last had the vCPU */
+
+	/* budgets of the run under way */
+	uint64_t exits_left;
+	int64_t deadline; /* CLOCK_MONOTONIC ns, 0: none */
+	int64_t flush_at; /* a sink holds bytes that must be out by then, 0: none */
+	int64_t armed_for;
+	timer_t timer;
+	int timer_thread; /* the thread the timer signals, 0: no timer yet */
+	int slot;         /* among the running threads */
+
+	struct shim_record *ring;
+	uint64_t ring_size, ring_length;
+
+	bool timing;
+	uint64_t exits[SHIM_EXIT_REASONS];
+	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
+	uint64_t guest_ns;                       /* inside KVM_RUN */
+	int64_t returned_at;
+	uint32_t returned_with;
+};
+
+struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
+				uint64_t sync_supported, int *error);
+int shim_vcpu_close(struct shim_vcpu *vcpu);
+void shim_vcpu_free(struct shim_vcpu *vcpu);
+int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
+
+int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits);
+int shim_resume(struct shim_vcpu *vcpu);
+void shim_finish(struct shim_vcpu *vcpu);
+int shim_sync(struct shim_vcpu *vcpu, uint64_t fields);
+int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
+int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
+
+/* ------------------------------------------------------------------ registers.c */
+
+int shim_hand_over_registers(struct shim_vcpu *vcpu);
+void shim_keep_untaken_edits(struct shim_vcpu *vcpu);
+void shim_take_registers(struct shim_vcpu *vcpu);
+int shim_write_back(struct shim_vcpu *vcpu);
+int shim_fetch(struct shim_vcpu *vcpu, uint64_t fields);
+
+/* ------------------------------------------------------------------ exits.c */
+
+#define SHIM_DECODE_WORDS 24
+unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);
+
+/* ------------------------------------------------------------------ kick.c */
+
+int shim_kick_init(void);
+int shim_kick_thread(void);
+int shim_kick_signal(void);
+void shim_kick(struct shim_vcpu *vcpu);
+int shim_kick_enter(struct shim_vcpu *vcpu);
+void shim_kick_leave(struct shim_vcpu *vcpu);
+int shim_kick_arm(struct shim_vcpu *vcpu);
+void shim_kick_forward(void);
+int64_t shim_now(void);
+
+int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
+
+#endif

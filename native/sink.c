@@ -1,0 +1,144 @@
+/*
+ * Where a device's output bytes go: a file descriptor, or memory that the host takes from.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+struct shim_sink *shim_sink_new(int fd)
+{
+	struct shim_sink *sink = calloc(1, sizeof(*sink));
+
+	if (!sink)
+		return NULL;
+	sink->fd = fd;
+	pthread_mutex_init(&sink->lock, NULL);
+	return sink;
+}
+
+void shim_sink_free(struct shim_sink *sink)
+{
+	if (!sink)
+		return;
+	pthread_mutex_destroy(&sink->lock);
+	free(sink);
+}
+
+#define STALL_MS 50
+#define RESERVE 256 /* bytes kept free for what a guest prints while its run is being ended */
+
+/*
+ * Write what there is. A reader that does not keep up (a full pipe, a stopped terminal) gives
+ * -EAGAIN after STALL_MS, and the bytes stay; waiting longer here could sleep through a kick that
+ * came just before. Any other error is remembered and the bytes are dropped: a reader that went
+ * away must not stop the guest again and again.
+ */
+static int flush_locked(struct shim_sink *sink)
+{
+	unsigned done = 0;
+	int error = 0;
+
+	if (sink->fd < 0)
+		return 0;
+	while (done < sink->length && !error) {
+		struct pollfd ready = { .fd = sink->fd, .events = POLLOUT };
+		int n = poll(&ready, 1, STALL_MS);
+
+		if (n > 0)
+			n = write(sink->fd, sink->bytes + done, sink->length - done);
+		else if (n == 0)
+			error = -EAGAIN;
+		if (n > 0)
+			done += n;
+		else if (n < 0)
+			error = errno == EINTR ? -EAGAIN : -errno;
+	}
+	if (error && error != -EAGAIN) {
+		sink->error = error;
+		sink->length = 0;
+		return error;
+	}
+	memmove(sink->bytes, sink->bytes + done, sink->length - done);
+	sink->length -= done;
+	return error;
+}
+
+int shim_sink_flush(struct shim_sink *sink)
+{
+	int error;
+
+	pthread_mutex_lock(&sink->lock);
+	error = flush_locked(sink);
+	pthread_mutex_unlock(&sink->lock);
+	return error;
+}
+
+void shim_sink_redirect(struct shim_sink *sink, int fd)
+{
+	pthread_mutex_lock(&sink->lock);
+	flush_locked(sink);
+	sink->fd = fd;
+	sink->error = 0;
+	pthread_mutex_unlock(&sink->lock);
+}
+
+static bool wanted_out(const struct shim_vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
+}
+
+static int put_locked(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte)
+{
+	bool full;
+	int error = 0;
+
+	sink->total++;
+	if (sink->length < SHIM_SINK_SIZE)
+		sink->bytes[sink->length++] = byte;
+	full = sink->length > SHIM_SINK_SIZE - RESERVE;
+	if (sink->fd < 0)
+		return full ? SHIM_DRAIN : SHIM_CONTINUE;
+	/* A full line holds the guest back, as hardware flow control does. */
+	if (byte == '\n' || full)
+		do
+			error = flush_locked(sink);
+		while (error == -EAGAIN && full && !wanted_out(vcpu));
+	if (error && error != -EAGAIN) {
+		vcpu->report.value = -error;
+		return SHIM_SINK_ERROR;
+	}
+	if (sink->length && !vcpu->flush_at) {
+		/* A prompt has no newline, and its guest may never exit again: come back for it. */
+		vcpu->flush_at = shim_now() + SHIM_FLUSH_NS;
+		shim_kick_arm(vcpu);
+	}
+	return SHIM_CONTINUE;
+}
+
+/* Returns SHIM_CONTINUE or the stop that the run ends or pauses with. */
+int shim_sink_put(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte)
+{
+	int result;
+
+	pthread_mutex_lock(&sink->lock);
+	result = put_locked(sink, vcpu, byte);
+	pthread_mutex_unlock(&sink->lock);
+	return result;
+}
+
+unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&sink->lock);
+	n = sink->length < size ? sink->length : size;
+	memcpy(out, sink->bytes, n);
+	memmove(sink->bytes, sink->bytes + n, sink->length - n);
+	sink->length -= n;
+	pthread_mutex_unlock(&sink->lock);
+	return n;
+}

@@ -1,0 +1,359 @@
+/*
+ * 16550A UART (National Semiconductor PC16550D data sheet).
+ *
+ * The transmitter is instant: THR is always empty, and its bytes go to a sink. The receiver's FIFO
+ * is backed by a longer queue, so nothing the host sends is lost to overrun; the host is told how
+ * much was taken and can be woken when there is room. OUT2 does not gate the interrupt, as it does
+ * not in other virtual machines either: small kernels forget it.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+enum { RBR_THR, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR };
+
+#define IER_RECEIVE 0x01
+#define IER_TRANSMIT 0x02
+#define IER_STATUS 0x04
+#define IER_MODEM 0x08
+#define IIR_NONE 0x01
+#define IIR_MODEM 0x00
+#define IIR_TRANSMIT 0x02
+#define IIR_RECEIVE 0x04
+#define IIR_STATUS 0x06
+#define IIR_TIMEOUT 0x0c
+#define IIR_FIFOS 0xc0
+#define FCR_ENABLE 0x01
+#define FCR_CLEAR_RECEIVE 0x02
+#define LCR_DLAB 0x80
+#define MCR_LOOP 0x10
+#define LSR_DATA 0x01
+#define LSR_OVERRUN 0x02
+#define LSR_EMPTY 0x60 /* THR and the shift register */
+#define MSR_PRESENT 0xb0 /* DCD, DSR, CTS: somebody is at the other end */
+
+#define FIFO_DEPTH 16
+#define QUEUE_SIZE 4096
+
+struct shim_uart {
+	struct shim_device device;
+	struct shim_sink *sink;
+	pthread_mutex_t lock;
+	uint8_t ier, fcr, lcr, mcr, scr, dll, dlm;
+	uint8_t overrun;
+	bool transmit_interrupt; /* THR became empty since IIR last said so */
+	uint8_t msr_delta, msr_lines;
+
+	uint8_t queue[QUEUE_SIZE];
+	unsigned head, length;
+	int space_eventfd; /* to be signalled when half of a full queue is free, -1: nobody waits */
+
+	int vm_fd, irq_eventfd; /* either, or neither: no interrupt */
+	uint32_t gsi;
+	bool level;
+};
+
+/* ------------------------------------------------------------------ interrupts */
+
+static unsigned trigger_level(const struct shim_uart *uart)
+{
+	static const uint8_t levels[] = { 1, 4, 8, 14 };
+
+	return uart->fcr & FCR_ENABLE ? levels[uart->fcr >> 6] : 1;
+}
+
+/* In the order of priority of the data sheet. What lies in the FIFO below its trigger level
+ * counts as timed out at once: time does not pass between our bytes. */
+static uint8_t interrupt_source(const struct shim_uart *uart)
+{
+	if ((uart->ier & IER_STATUS) && uart->overrun)
+		return IIR_STATUS;
+	if ((uart->ier & IER_RECEIVE) && uart->length)
+		return uart->length >= trigger_level(uart) ? IIR_RECEIVE : IIR_TIMEOUT;
+	if ((uart->ier & IER_TRANSMIT) && uart->transmit_interrupt)
+		return IIR_TRANSMIT;
+	if ((uart->ier & IER_MODEM) && uart->msr_delta)
+		return IIR_MODEM;
+	return IIR_NONE;
+}
+
+static void update_interrupt(struct shim_uart *uart)
+{
+	bool level = interrupt_source(uart) != IIR_NONE;
+
+	if (level == uart->level)
+		return;
+	uart->level = level;
+	if (uart->irq_eventfd >= 0) {
+		uint64_t one = 1;
+
+		/* An irqfd is an edge. It cannot fail: the counter never nears its limit. */
+		if (level && write(uart->irq_eventfd, &one, sizeof(one)) < 0)
+			uart->level = false;
+	} else if (uart->vm_fd >= 0) {
+		struct kvm_irq_level line = { .irq = uart->gsi, .level = level };
+
+		/* Fails only once the VM is gone, and with it who would have listened. */
+		if (ioctl(uart->vm_fd, KVM_IRQ_LINE, &line) < 0)
+			uart->vm_fd = -1;
+	}
+}
+
+/* ------------------------------------------------------------------ receiver */
+
+static void queue_put(struct shim_uart *uart, uint8_t byte)
+{
+	uart->queue[(uart->head + uart->length++) % QUEUE_SIZE] = byte;
+}
+
+static uint8_t receive_read(struct shim_uart *uart)
+{
+	uint8_t byte;
+
+	if (!uart->length)
+		return 0;
+	byte = uart->queue[uart->head];
+	uart->head = (uart->head + 1) % QUEUE_SIZE;
+	uart->length--;
+	if (uart->space_eventfd >= 0 && uart->length <= QUEUE_SIZE / 2) {
+		uint64_t one = 1;
+
+		if (write(uart->space_eventfd, &one, sizeof(one)) == sizeof(one))
+			uart->space_eventfd = -1;
+	}
+	return byte;
+}
+
+/* How many bytes were taken. Fewer than `length`: the queue is full, and space_eventfd (unless
+ * -1) is signalled once half of it is free again. Any thread. */
+unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
+			   int space_eventfd)
+{
+	unsigned taken = 0;
+
+	pthread_mutex_lock(&uart->lock);
+	while (taken < length && uart->length < QUEUE_SIZE)
+		queue_put(uart, data[taken++]);
+	if (taken < length)
+		uart->space_eventfd = space_eventfd;
+	update_interrupt(uart);
+	pthread_mutex_unlock(&uart->lock);
+	return taken;
+}
+
+unsigned shim_uart_backlog(struct shim_uart *uart)
+{
+	unsigned length;
+
+	pthread_mutex_lock(&uart->lock);
+	length = uart->length;
+	pthread_mutex_unlock(&uart->lock);
+	return length;
+}
+
+/* ------------------------------------------------------------------ registers */
+
+/* In loopback the modem's inputs are the UART's own outputs. */
+static uint8_t modem_lines(const struct shim_uart *uart)
+{
+	uint8_t mcr = uart->mcr;
+
+	if (!(mcr & MCR_LOOP))
+		return MSR_PRESENT;
+	return (mcr & 0x01) << 5 | (mcr & 0x02) << 3 | (mcr & 0x04) << 4 | (mcr & 0x08) << 4;
+}
+
+static void update_modem(struct shim_uart *uart)
+{
+	uint8_t lines = modem_lines(uart), changed = lines ^ uart->msr_lines;
+
+	/* Ring indicator counts on its trailing edge only. */
+	if (lines & 0x40)
+		changed &= ~0x40;
+	uart->msr_delta |= changed >> 4;
+	uart->msr_lines = lines;
+}
+
+static uint8_t read_register(struct shim_uart *uart, unsigned index)
+{
+	uint8_t value;
+
+	switch (index) {
+	case RBR_THR:
+		return uart->lcr & LCR_DLAB ? uart->dll : receive_read(uart);
+	case IER:
+		return uart->lcr & LCR_DLAB ? uart->dlm : uart->ier;
+	case IIR_FCR:
+		value = interrupt_source(uart);
+		if (value == IIR_TRANSMIT)
+			uart->transmit_interrupt = false;
+		return value | (uart->fcr & FCR_ENABLE ? IIR_FIFOS : 0);
+	case LCR:
+		return uart->lcr;
+	case MCR:
+		return uart->mcr;
+	case LSR:
+		value = LSR_EMPTY | (uart->length ? LSR_DATA : 0) | uart->overrun;
+		uart->overrun = 0;
+		return value;
+	case MSR:
+		value = uart->msr_lines | uart->msr_delta;
+		uart->msr_delta = 0;
+		return value;
+	default:
+		return uart->scr;
+	}
+}
+
+static void loop_back(struct shim_uart *uart, uint8_t byte)
+{
+	if (uart->length < FIFO_DEPTH)
+		queue_put(uart, byte);
+	else
+		uart->overrun = LSR_OVERRUN;
+}
+
+static int transmit(struct shim_uart *uart, struct shim_vcpu *vcpu, uint8_t byte)
+{
+	int stop = SHIM_CONTINUE;
+
+	if (uart->mcr & MCR_LOOP)
+		loop_back(uart, byte);
+	else
+		stop = shim_sink_put(uart->sink, vcpu, byte);
+	uart->transmit_interrupt = true;
+	return stop;
+}
+
+static void set_ier(struct shim_uart *uart, uint8_t value)
+{
+	/* Enabling the interrupt while THR is empty raises it: drivers start output that way. */
+	if (value & ~uart->ier & IER_TRANSMIT)
+		uart->transmit_interrupt = true;
+	uart->ier = value & 0x0f;
+}
+
+static void set_fcr(struct shim_uart *uart, uint8_t value)
+{
+	if ((value & FCR_CLEAR_RECEIVE) || ((value ^ uart->fcr) & FCR_ENABLE))
+		uart->length = 0;
+	uart->fcr = value & FCR_ENABLE ? value & 0xc9 : 0;
+}
+
+static int write_register(struct shim_uart *uart, struct shim_vcpu *vcpu, unsigned index,
+			  uint8_t value)
+{
+	switch (index) {
+	case RBR_THR:
+		if (!(uart->lcr & LCR_DLAB))
+			return transmit(uart, vcpu, value);
+		uart->dll = value;
+		break;
+	case IER:
+		if (uart->lcr & LCR_DLAB)
+			uart->dlm = value;
+		else
+			set_ier(uart, value);
+		break;
+	case IIR_FCR:
+		set_fcr(uart, value);
+		break;
+	case LCR:
+		uart->lcr = value;
+		break;
+	case MCR:
+		uart->mcr = value & 0x1f;
+		update_modem(uart);
+		break;
+	case SCR:
+		uart->scr = value;
+		break;
+	default: /* LSR and MSR are read-only outside the factory */
+		break;
+	}
+	return SHIM_CONTINUE;
+}
+
+/* A wide access is one byte access per register, as the bus would split it. */
+static int uart_access(struct shim_device *device, struct shim_vcpu *vcpu, uint64_t offset,
+		       uint8_t *data, unsigned size, bool is_write)
+{
+	struct shim_uart *uart = (struct shim_uart *)device;
+	int stop = SHIM_CONTINUE;
+
+	pthread_mutex_lock(&uart->lock);
+	for (unsigned i = 0; i < size; i++) {
+		unsigned index = (offset + i) % 8;
+
+		if (!is_write) {
+			data[i] = read_register(uart, index);
+		} else {
+			int result = write_register(uart, vcpu, index, data[i]);
+
+			if (result != SHIM_CONTINUE)
+				stop = result;
+		}
+	}
+	update_interrupt(uart);
+	pthread_mutex_unlock(&uart->lock);
+	return stop;
+}
+
+static int uart_flush(struct shim_device *device)
+{
+	return shim_sink_flush(((struct shim_uart *)device)->sink);
+}
+
+/* ------------------------------------------------------------------ life */
+
+struct shim_uart *shim_uart_new(struct shim_sink *sink)
+{
+	struct shim_uart *uart = calloc(1, sizeof(*uart));
+
+	if (!uart)
+		return NULL;
+	uart->device.access = uart_access;
+	uart->device.flush = uart_flush;
+	uart->sink = sink;
+	uart->dll = 12; /* 9600 baud, as firmware leaves it */
+	uart->lcr = 0x03;
+	uart->msr_lines = MSR_PRESENT;
+	uart->space_eventfd = uart->vm_fd = uart->irq_eventfd = -1;
+	pthread_mutex_init(&uart->lock, NULL);
+	return uart;
+}
+
+void shim_uart_free(struct shim_uart *uart)
+{
+	if (!uart)
+		return;
+	pthread_mutex_destroy(&uart->lock);
+	free(uart);
+}
+
+/* The interrupt as a line of the in-kernel irqchip; vm_fd -1 disconnects. */
+void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi)
+{
+	pthread_mutex_lock(&uart->lock);
+	uart->vm_fd = vm_fd;
+	uart->gsi = gsi;
+	uart->irq_eventfd = -1;
+	uart->level = false;
+	update_interrupt(uart);
+	pthread_mutex_unlock(&uart->lock);
+}
+
+/* The interrupt as an eventfd that an irqfd listens to; -1 disconnects. */
+void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd)
+{
+	pthread_mutex_lock(&uart->lock);
+	uart->irq_eventfd = eventfd;
+	uart->vm_fd = -1;
+	uart->level = false;
+	update_interrupt(uart);
+	pthread_mutex_unlock(&uart->lock);
+}

@@ -1,0 +1,85 @@
+/*
+ * A vCPU's file descriptor, its kvm_run mapping, and its life.
+ *
+ * shim_vcpu_close() ends the vCPU; shim_vcpu_free() ends the memory. In between the mapping is
+ * replaced by zero pages: a Python view that outlives close() reads zeros instead of faulting.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
+				uint64_t sync_supported, int *error)
+{
+	struct shim_vcpu *vcpu;
+	void *run;
+
+	*error = shim_kick_init();
+	if (*error)
+		return NULL;
+	vcpu = calloc(1, sizeof(*vcpu) + 2 * sizeof(struct kvm_sync_regs));
+	if (!vcpu) {
+		*error = -ENOMEM;
+		return NULL;
+	}
+	run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (run == MAP_FAILED) {
+		*error = -errno;
+		free(vcpu);
+		return NULL;
+	}
+	vcpu->fd = fd;
+	vcpu->run = run;
+	vcpu->run_size = run_size;
+	vcpu->bus = bus;
+	vcpu->sync_supported = sync_supported;
+	vcpu->shadow = (struct kvm_sync_regs *)(vcpu + 1);
+	vcpu->regs = sync_supported ? &vcpu->run->s.regs : vcpu->shadow + 1;
+	return vcpu;
+}
+
+/* Safe while another thread is in shim_run(): that run ends with SHIM_CLOSED first. */
+int shim_vcpu_close(struct shim_vcpu *vcpu)
+{
+	struct timespec pause = { .tv_nsec = 20000 };
+
+	if (atomic_exchange(&vcpu->closed, 1))
+		return 0;
+	while (atomic_load(&vcpu->thread)) {
+		shim_kick(vcpu);
+		nanosleep(&pause, NULL);
+	}
+	if (vcpu->timer_thread)
+		timer_delete(vcpu->timer);
+	vcpu->timer_thread = 0;
+	if (mmap(vcpu->run, vcpu->run_size, PROT_READ | PROT_WRITE,
+		 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+		return -errno;
+	return close(vcpu->fd) ? -errno : 0;
+}
+
+void shim_vcpu_free(struct shim_vcpu *vcpu)
+{
+	if (!vcpu)
+		return;
+	shim_vcpu_close(vcpu);
+	munmap(vcpu->run, vcpu->run_size);
+	free(vcpu->ring);
+	free(vcpu);
+}
+
+/* Room for `records` deferred writes; once, before the first run. */
+int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records)
+{
+	if (vcpu->ring)
+		return 0;
+	vcpu->ring = calloc(records, sizeof(*vcpu->ring));
+	if (!vcpu->ring)
+		return -ENOMEM;
+	vcpu->ring_size = records;
+	return 0;
+}
