@@ -130,12 +130,12 @@ def _module() -> str:
 
 def _code(vcpu: VCPU) -> str:
     """The bytes at RIP, through the guest's own page tables."""
-    from .x86 import paging
+    from .x86 import walk
 
     sregs = vcpu.sregs
-    layout = paging.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)
+    layout = walk.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)
     linear = vcpu.regs.rip if sregs.efer & 0x400 and sregs.cs.l else sregs.cs.base + vcpu.regs.rip
-    found = paging.walk(vcpu.vm.memory, sregs.cr3, linear, layout)
+    found = walk.walk(vcpu.vm.memory, sregs.cr3, linear, layout)
     if found.gpa is None:
         return ""
     region = vcpu.vm.memory.region_at(found.gpa)
