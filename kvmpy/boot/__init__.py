@@ -1,0 +1,166 @@
+"""Boot protocols: an image becomes loaded guest memory and an entry state.
+
+One module per protocol (`flat`, `elf`, `multiboot`, `pvh`, `linux`), one for the memory map that
+three of them hand to the guest (`e820`), and two that all share (`image`, `placement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeAlias
+
+from kvmpy.boot import elf, flat, linux, multiboot, pvh
+from kvmpy.boot.e820 import MapEntry, RangeType, memory_map
+from kvmpy.boot.image import BytesLike, EntryState, Image, LoadedImage, Module, Request
+from kvmpy.errors import ClosedError, ImageError
+from kvmpy.x86.modes import Mode
+
+if TYPE_CHECKING:
+    from kvmpy.memory import GuestMemory
+
+__all__ = [
+    "FORMATS",
+    "EntryState",
+    "LoadedImage",
+    "MapEntry",
+    "RangeType",
+    "detect",
+    "load",
+    "memory_map",
+]
+
+ModuleLike: TypeAlias = "BytesLike | tuple[BytesLike, str]"
+
+_LOADERS: dict[str, Callable[[Request], LoadedImage]] = {
+    flat.FORMAT: flat.load,
+    elf.FORMAT: elf.load,
+    multiboot.FORMAT: multiboot.load,
+    pvh.FORMAT: pvh.load,
+    linux.FORMAT: linux.load,
+}
+
+FORMATS: tuple[str, ...] = tuple(_LOADERS)
+"""What `format=` accepts."""
+
+# Files that are nobody's flat binary, by magic number, and what to do about them.
+_FOREIGN: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x1f\x8b", "gzip data: decompress it first"),
+    (0, b"BZh", "bzip2 data: decompress it first"),
+    (0, b"\xfd7zXZ\0", "xz data: decompress it first"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd data: decompress it first"),
+    (0, b"\x04\x22\x4d\x18", "LZ4 data: decompress it first"),
+    (0, b"\x02\x21\x4c\x18", "LZ4 data: decompress it first"),
+    (0, b"MZ", "a UEFI or DOS program: it needs firmware that is not here"),
+    (0, b"QFI\xfb", "a QCOW2 disk image: its boot sector must be extracted first"),
+    (0, b"070701", "a cpio archive, as initrds are"),
+    (0, b"!<arch>\n", "an ar archive"),
+    (0x8001, b"CD001", "an ISO 9660 file system without a boot sector"),
+)
+
+
+def detect(image: BytesLike) -> str:
+    """The format that `load` chooses for `image` from its content.
+
+    In this order: vmlinux (ELF64 linked as Linux is) and bzImage are "linux"; a Multiboot header
+    makes it "multiboot"; a PVH note in any other ELF file "pvh", no note "elf"; all else is "flat".
+    A vmlinux that also has a PVH note is started by that only if `format="pvh"` says so.
+
+    Raises:
+        ImageError: empty, malformed ELF, or a kind of file that is known not to be bootable here.
+    """
+    with ExitStack() as opened:
+        return _detect(_open(image, "the image", opened))
+
+
+def _detect(image: Image) -> str:
+    if elf.is_elf(image):
+        executable = elf.parse(image)
+        if linux.is_vmlinux(executable):
+            return linux.FORMAT
+        if multiboot.is_bootable(image):
+            return multiboot.FORMAT
+        return elf.FORMAT if pvh.find_entry(executable) is None else pvh.FORMAT
+    if linux.is_bzimage(image):
+        return linux.FORMAT
+    if multiboot.is_bootable(image):
+        return multiboot.FORMAT
+    for offset, magic, meaning in _FOREIGN:
+        if image.matches(offset, magic) and not flat.is_boot_sector(image):
+            raise ImageError(f"format is unknown: the image is {meaning}")
+    return flat.FORMAT
+
+
+def load(
+    image: BytesLike,
+    memory: GuestMemory,
+    *,
+    format: str | None = None,
+    cmdline: str = "",
+    initrd: BytesLike | None = None,
+    modules: Iterable[ModuleLike] = (),
+    load_address: int | None = None,
+    mode: Mode | None = None,
+) -> LoadedImage:
+    """Load a bootable image into guest memory.
+
+    Nothing is written unless the whole image is accepted, and never outside writable RAM or in
+    the supervisor area.
+
+    Args:
+        image: content of the file; an `mmap` is copied to guest memory without detours.
+        memory: the guest's memory.
+        format: one of `FORMATS`; None detects it, see `detect`.
+        cmdline: kernel command line, for "linux", "multiboot" and "pvh".
+        initrd: initial RAM disk, for the same formats; the first module of the latter two.
+        modules: boot modules for "multiboot" and "pvh", each bytes-like or (bytes-like, string).
+        load_address: guest-physical address, for "flat" only.
+        mode: CPU mode of a "flat" or "elf" image; the others define theirs.
+
+    Raises:
+        ImageError: anything wrong with image, initrd, modules or command line; the message names
+            the field, its value and the limit.
+        ClosedError: the guest memory is closed.
+    """
+    if memory.closed:
+        raise ClosedError("the guest memory is closed")
+    with ExitStack() as opened:
+        request = Request(
+            image=_open(image, "the image", opened),
+            memory=memory,
+            cmdline=_encode("cmdline", cmdline),
+            initrd=None if initrd is None else _open(initrd, "initrd", opened),
+            modules=tuple(
+                _open_module(module, f"module {index}", opened)
+                for index, module in enumerate(modules)
+            ),
+            load_address=load_address,
+            mode=mode,
+        )
+        if format is None:
+            format = _detect(request.image)
+        if format not in _LOADERS:
+            raise ImageError(f"format is {format!r}: it must be one of {', '.join(FORMATS)}")
+        return _LOADERS[format](request)
+
+
+def _open(data: BytesLike, name: str, opened: ExitStack) -> Image:
+    image = Image(data, name)
+    opened.callback(image.close)
+    return image
+
+
+def _open_module(module: ModuleLike, name: str, opened: ExitStack) -> Module:
+    data, string = module if isinstance(module, tuple) else (module, "")
+    return Module(_open(data, name, opened), _encode(f"string of {name}", string))
+
+
+def _encode(what: str, text: str) -> bytes:
+    """Bytes of a string that the guest reads up to a NUL."""
+    try:
+        encoded = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{what} has {text[error.start]!r}: not encodable in UTF-8") from None
+    if b"\0" in encoded:
+        raise ImageError(f"{what} has a NUL at byte {encoded.index(0)}: it would end there")
+    return encoded

@@ -1,0 +1,199 @@
+"""Where one load puts things in guest memory.
+
+Every range is checked when it is claimed: inside writable RAM, outside the supervisor area and,
+in real mode, outside the vector table and its stubs, and clear of everything claimed before.
+Nothing is written before `commit`, so a refused image leaves guest memory as it was.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import mmap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kvmpy.boot import e820
+from kvmpy.boot.image import Image
+from kvmpy.errors import ImageError
+from kvmpy.x86 import layout
+from kvmpy.x86.modes import Mode
+
+if TYPE_CHECKING:
+    from kvmpy.memory import GuestMemory, Region
+
+LIMIT_4G = 4 * layout.GIB
+"""Everything that a boot protocol hands over by 32-bit address ends below this."""
+
+LOW_MEMORY = (0x1_0000, e820.LOW_HOLE[0])
+"""Where boot information goes: above what Linux keeps off and where boot sectors live."""
+
+
+class Placement:
+    """The layout of one load.
+
+    Args:
+        memory: the guest's memory.
+        mode: CPU mode of the entry, which decides what is reserved.
+
+    Raises:
+        ImageError: no RAM, or not enough for `mode`.
+    """
+
+    def __init__(self, memory: GuestMemory, mode: Mode) -> None:
+        self._memory = memory
+        self._ram = e820.writable_ram(memory)
+        self._reserved = _reserved_ranges(memory, mode)
+        self._free = e820.subtract(self._ram, (area for area, _ in self._reserved))
+        if not self._free:
+            raise ImageError("guest memory has no free RAM: 0 bytes, an image needs at least 1")
+        self._claims: list[tuple[int, int, str]] = []
+        self._writes: list[tuple[int, Image | bytes | None, int, int]] = []
+
+    def claim(self, what: str, gpa: int, size: int) -> None:
+        """Claim `size` bytes at exactly `gpa`; a size of 0 claims nothing.
+
+        Raises:
+            ImageError: the range is not free.
+        """
+        if size == 0:
+            return
+        end = gpa + size
+        index = bisect.bisect_right(self._free, gpa, key=lambda free: free[0]) - 1
+        if index < 0 or not self._free[index][0] <= gpa < end <= self._free[index][1]:
+            raise ImageError(f"{what}: {gpa:#x}..{end - 1:#x} {self._obstacle(gpa, end)}")
+        start, stop = self._free[index]
+        self._free[index : index + 1] = [(a, b) for a, b in ((start, gpa), (end, stop)) if a < b]
+        self._claims.append((gpa, size, what))
+
+    def place(
+        self,
+        what: str,
+        size: int,
+        *,
+        align: int = 1,
+        window: e820.Range = (e820.LOW_HOLE[1], LIMIT_4G),
+        top: bool = False,
+    ) -> int:
+        """Choose and claim `size` bytes in `window`, never in 0xA0000..0xFFFFF.
+
+        Args:
+            what: name of the segment and, in messages, of the field.
+            size: in bytes, at least 1.
+            align: alignment in bytes.
+            window: start and exclusive end of the search.
+            top: take the highest address instead of the lowest.
+
+        Raises:
+            ImageError: there is no such range.
+        """
+        gaps = list(self._gaps(window))
+        for start, end in reversed(gaps) if top else gaps:
+            gpa = (end - size) // align * align if top else -(-start // align) * align
+            if start <= gpa and gpa + size <= end:
+                self.claim(what, gpa, size)
+                return gpa
+        largest = max((end - start for start, end in gaps), default=0)
+        raise ImageError(
+            f"{what} needs {size:#x} bytes aligned to {align:#x} in "
+            f"{window[0]:#x}..{window[1] - 1:#x}: the largest free range there has {largest:#x}"
+        )
+
+    def place_data(self, what: str, data: bytes, *, align: int = 8) -> int:
+        """Place boot information made by the loader in low memory; return its gpa."""
+        gpa = self.place(what, len(data), align=align, window=LOW_MEMORY)
+        self.put(gpa, data)
+        return gpa
+
+    def put(self, gpa: int, data: bytes) -> None:
+        """Have `commit` write `data` at `gpa`, inside a claimed range."""
+        self._writes.append((gpa, data, 0, len(data)))
+
+    def put_file(self, gpa: int, source: Image, offset: int, size: int) -> None:
+        """Have `commit` copy a part of `source`, already checked, to `gpa`."""
+        self._writes.append((gpa, source, offset, size))
+
+    def put_zeros(self, gpa: int, size: int) -> None:
+        self._writes.append((gpa, None, 0, size))
+
+    def commit(self) -> tuple[tuple[int, int, str], ...]:
+        """Write everything; return the segments, sorted by gpa."""
+        for gpa, source, offset, size in self._writes:
+            if isinstance(source, Image):
+                source.copy_to(self._memory, gpa, offset, size)
+            elif source is not None:
+                self._memory.write(gpa, source)
+            else:
+                _zero(self._memory, gpa, size)
+        return tuple(sorted(self._claims))
+
+    def _gaps(self, window: e820.Range) -> Iterator[e820.Range]:
+        """Free ranges inside `window` and outside 0xA0000..0xFFFFF, by address."""
+        for low, high in e820.subtract([window], [e820.LOW_HOLE]):
+            for start, end in self._free:
+                start, end = max(start, low), min(end, high)
+                if start < end:
+                    yield start, end
+
+    def _obstacle(self, gpa: int, end: int) -> str:
+        """Why `gpa`..`end` cannot be claimed."""
+        for start, size, name in self._claims:
+            if gpa < start + size and start < end:
+                return f"overlaps {name} at {start:#x}..{start + size - 1:#x}"
+        for (start, stop), name in self._reserved:
+            if gpa < stop and start < end:
+                return f"overlaps {name} at {start:#x}..{stop - 1:#x}"
+        ram = ", ".join(f"{start:#x}..{stop - 1:#x}" for start, stop in self._ram)
+        return f"lies outside the guest's writable RAM, {ram}"
+
+
+def _reserved_ranges(memory: GuestMemory, mode: Mode) -> list[tuple[e820.Range, str]]:
+    """What the host keeps for itself, with names."""
+    if mode is not Mode.REAL_16:
+        return [(e820.supervisor_range(memory), "the supervisor area")]
+    vectors = (layout.REAL_IVT, layout.REAL_RESERVED_END)
+    reserved = [(vectors, "the real-mode vector table and stubs")]
+    with contextlib.suppress(ImageError):  # real mode works in less RAM than the area takes
+        reserved.append((e820.supervisor_range(memory), "the supervisor area"))
+    return reserved
+
+
+_ZEROS = bytes(layout.MIB)
+
+# How the host forgets pages, so that they read as zero: at once, whatever their number. Writing
+# zeros would take seconds per GiB of memory not yet touched, and would make all of it resident.
+_FORGET = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE}
+
+
+def _zero(memory: GuestMemory, gpa: int, size: int) -> None:
+    """Zero a range of RAM, which may cross adjacent regions."""
+    for region in memory.regions:
+        start, end = max(gpa, region.gpa), min(gpa + size, region.end)
+        if start >= end:
+            continue
+        first = -(-start // layout.PAGE_SIZE) * layout.PAGE_SIZE
+        last = end // layout.PAGE_SIZE * layout.PAGE_SIZE
+        if last - first >= len(_ZEROS) and _forget(region, first, last):
+            _write_zeros(memory, start, first)
+            _write_zeros(memory, last, end)
+        else:
+            _write_zeros(memory, start, end)
+
+
+def _forget(region: Region, start: int, end: int) -> bool:
+    """Drop whole pages of a region; False where its backing or the kernel cannot."""
+    mapping = region.view.obj
+    if region.backing not in _FORGET or not isinstance(mapping, mmap.mmap):
+        return False
+    try:
+        mapping.madvise(_FORGET[region.backing], start - region.gpa, end - start)
+    except OSError:
+        return False
+    return True
+
+
+def _write_zeros(memory: GuestMemory, start: int, end: int) -> None:
+    with memoryview(_ZEROS) as zeros:
+        for gpa in range(start, end, len(_ZEROS)):
+            with zeros[: end - gpa] as part:
+                memory.write(gpa, part)
