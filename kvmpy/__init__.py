@@ -18,67 +18,167 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bus import (
         ClaimError as ClaimError,
+    )
+    from .bus import (
         Counter as Counter,
+    )
+    from .bus import (
         WriteBatch as WriteBatch,
     )
     from .cpuid import (
         Cpuid as Cpuid,
+    )
+    from .cpuid import (
         Leaf as Leaf,
     )
     from .devices import (
         DebugConsole as DebugConsole,
+    )
+    from .devices import (
         PostPort as PostPort,
+    )
+    from .devices import (
         Sink as Sink,
+    )
+    from .devices import (
         Uart as Uart,
     )
     from .errors import (
         AsmError as AsmError,
+    )
+    from .errors import (
         ClosedError as ClosedError,
+    )
+    from .errors import (
         ForkedError as ForkedError,
+    )
+    from .errors import (
         GuestMemoryError as GuestMemoryError,
+    )
+    from .errors import (
         ImageError as ImageError,
+    )
+    from .errors import (
         KvmBrokenError as KvmBrokenError,
+    )
+    from .errors import (
         KvmBusyError as KvmBusyError,
+    )
+    from .errors import (
         KvmIoctlError as KvmIoctlError,
+    )
+    from .errors import (
         KvmMissingError as KvmMissingError,
+    )
+    from .errors import (
         KvmPermissionError as KvmPermissionError,
-        KvmUnavailableError as KvmUnavailableError,
-        KvmVersionError as KvmVersionError,
+    )
+    from .errors import (
         KvmpyError as KvmpyError,
+    )
+    from .errors import (
+        KvmUnavailableError as KvmUnavailableError,
+    )
+    from .errors import (
+        KvmVersionError as KvmVersionError,
+    )
+    from .errors import (
         UnexpectedExitError as UnexpectedExitError,
+    )
+    from .errors import (
         UnsupportedError as UnsupportedError,
+    )
+    from .errors import (
         VmDeadError as VmDeadError,
     )
     from .exits import (
         BusLock as BusLock,
+    )
+    from .exits import (
         Debug as Debug,
+    )
+    from .exits import (
         DebugExit as DebugExit,
+    )
+    from .exits import (
         DirtyRingFull as DirtyRingFull,
+    )
+    from .exits import (
         Exit as Exit,
+    )
+    from .exits import (
         ExitLimit as ExitLimit,
+    )
+    from .exits import (
         FailEntry as FailEntry,
+    )
+    from .exits import (
         GuestException as GuestException,
+    )
+    from .exits import (
         Hlt as Hlt,
+    )
+    from .exits import (
         Hypercall as Hypercall,
+    )
+    from .exits import (
         InternalError as InternalError,
-        IoIn as IoIn,
-        IoOut as IoOut,
+    )
+    from .exits import (
         IoapicEoi as IoapicEoi,
+    )
+    from .exits import (
+        IoIn as IoIn,
+    )
+    from .exits import (
+        IoOut as IoOut,
+    )
+    from .exits import (
         IrqWindowOpen as IrqWindowOpen,
+    )
+    from .exits import (
         Kicked as Kicked,
+    )
+    from .exits import (
         MemoryFault as MemoryFault,
+    )
+    from .exits import (
         MmioRead as MmioRead,
+    )
+    from .exits import (
         MmioWrite as MmioWrite,
+    )
+    from .exits import (
         Notify as Notify,
+    )
+    from .exits import (
         OtherExit as OtherExit,
+    )
+    from .exits import (
         Rdmsr as Rdmsr,
+    )
+    from .exits import (
         SetTpr as SetTpr,
+    )
+    from .exits import (
         Shutdown as Shutdown,
+    )
+    from .exits import (
         SystemEvent as SystemEvent,
+    )
+    from .exits import (
         Timeout as Timeout,
+    )
+    from .exits import (
         TprAccess as TprAccess,
+    )
+    from .exits import (
         UnexpectedSyscall as UnexpectedSyscall,
+    )
+    from .exits import (
         Unknown as Unknown,
+    )
+    from .exits import (
         Wrmsr as Wrmsr,
     )
     from .kvm import (
@@ -86,6 +186,8 @@ if TYPE_CHECKING:
     )
     from .memory import (
         GuestMemory as GuestMemory,
+    )
+    from .memory import (
         HugePageFallbackWarning as HugePageFallbackWarning,
     )
     from .vcpu import (

@@ -144,6 +144,12 @@ class VCPU:
             return self._decode()
         return self._own_stop(stop)
 
+    @property
+    def exits_left(self) -> int:
+        """What the last run left of its ``max_exits``."""
+        left: int = self._shim.exits_left
+        return left
+
     def __iter__(self) -> Iterator[Exit]:
         """Exits nobody handled, one run after the other; ends with a kick, or after an exit that
         running again cannot help (Shutdown, InternalError, DebugExit ...)."""

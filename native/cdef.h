@@ -65,6 +65,7 @@ struct shim_vcpu {
     int flush_error;
     struct kvm_sync_regs *regs;
     uint64_t sync_supported, fields, accessed;
+    uint64_t exits_left;
     struct shim_record *ring;
     uint64_t ring_size, ring_length;
     bool timing;
