@@ -286,7 +286,8 @@ _MODES = {
     "PAGED_MODE": "PAGED_32",
     "LONG_MODE": "LONG_64",
 }
-__all__ = ["__version__", *_WHERE, *_MODES]
+_ROOMS = ("boot", "devices", "guests", "host", "ioctls", "machine", "x86")
+__all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
@@ -294,6 +295,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_WHERE[name], __name__), name)
     elif name in _MODES:
         value = getattr(importlib.import_module(".x86.modes", __name__).Mode, _MODES[name])
+    elif name in _ROOMS:
+        value = importlib.import_module(f".{name}", __name__)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from . import _native, ioctls
+from . import _native, capabilities, ioctls
 from .cpuid import Cpuid
 from .errors import (
     ClosedError,
@@ -79,9 +79,14 @@ class KVM:
             raise ClosedError("this KVM object is closed")
         return self._fd
 
-    def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION: 0 if absent, else 1 or a number the capability defines."""
-        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), capability, f"{capability}")
+    def check_extension(self, capability: int | str) -> int:
+        """KVM_CHECK_EXTENSION: 0 if absent, else 1 or a number the capability defines.
+
+        ``capability``: its number, or its name ("KVM_CAP_SYNC_REGS").
+        Raises ValueError for a name that is not known here.
+        """
+        number = capabilities.number(capability)
+        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), number, f"{capability}")
 
     def create_vm(self, machine_type: int = 0) -> int:
         """KVM_CREATE_VM: a new VM's descriptor. Raises KvmBrokenError when KVM refuses."""

@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
+from . import _native, capabilities, ioctls
 from .bus import Bus, BusMethods
 from .cpuid import Cpuid
 from .errors import ClosedError, UnsupportedError
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _lib, _ffi = _native.lib, _native.ffi
-
-# What KVM_CHECK_EXTENSION numbers the capabilities used here (<linux/kvm.h>).
-_CAP_READONLY_MEM = 81
-_CAP_SYNC_REGS = 74
 
 _host_cpuid: list[Cpuid] = []
 
@@ -70,7 +66,7 @@ class VM(BusMethods):
             self._fd = self._kvm.create_vm()
             ioctls.remember_creator(self._fd)
             self.run_size = self._kvm.vcpu_mmap_size
-            self.sync_fields = self.check_extension(_CAP_SYNC_REGS)
+            self.sync_fields = self.check_extension(_lib.KVM_CAP_SYNC_REGS)
             self._bus = Bus()
             self.has_irqchip = irqchip or pit
             self._create(memory, backing, pit)
@@ -105,9 +101,9 @@ class VM(BusMethods):
         """KVM_SET_USER_MEMORY_REGION for one region of guest memory."""
         flags = 0
         if region.read_only:
-            if not self.check_extension(_CAP_READONLY_MEM):
+            if not self.check_extension(_lib.KVM_CAP_READONLY_MEM):
                 raise UnsupportedError(
-                    "this KVM has no read-only memory slots", "KVM_CAP_READONLY_MEM"
+                    "this KVM has no read-only memory slots", "KVM_lib.KVM_CAP_READONLY_MEM"
                 )
             flags = _lib.KVM_MEM_READONLY
         slot = _ffi.new("struct kvm_userspace_memory_region *")
@@ -159,14 +155,15 @@ class VM(BusMethods):
             raise ClosedError("this VM is closed")
         return self._fd
 
-    def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION on the VM: can differ from what /dev/kvm says."""
-        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), capability, f"{capability}")
+    def check_extension(self, capability: int | str) -> int:
+        """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says."""
+        number = capabilities.number(capability)
+        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), number, f"{capability}")
 
-    def enable_capability(self, capability: int, *args: int, flags: int = 0) -> None:
+    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
         """KVM_ENABLE_CAP on the VM with up to four arguments."""
         request = _ffi.new("struct kvm_enable_cap *")
-        request.cap, request.flags = capability, flags
+        request.cap, request.flags = capabilities.number(capability), flags
         for i, value in enumerate(args):
             request.args[i] = value
         ioctls.ALL["KVM_ENABLE_CAP"](self.fileno(), request, f"capability {capability}")

@@ -20,7 +20,7 @@ from ..exits import Exit
 from ..stats import RunStats
 from ..vm import VM
 from ..x86 import layout
-from ..x86.modes import Mode
+from ..x86.modes import Mode, write_real_mode_stubs
 from .console import Console
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class Machine:
             irqchip = (format or detect(image)) == "linux"
         self.vm = VM(memory, backing=backing, irqchip=irqchip, pit=irqchip)
         try:
+            # There is no firmware: a guest that calls a BIOS is named. The image may overwrite it.
+            write_real_mode_stubs(self.vm.memory)
             self.loaded: LoadedImage = load_image(
                 image, self.vm.memory, format=format, cmdline=cmdline, initrd=initrd,
                 modules=modules, load_address=load_address, mode=mode,

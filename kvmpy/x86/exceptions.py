@@ -196,7 +196,7 @@ def identify(
     """
     linear = sregs.cs.base + regs.rip
     slot: int | None = None
-    if table.real:
+    if not sregs.cr0 & CR0_PE:
         slot = layout.real_vector_at(linear, sregs.cs.selector)
     elif table.stubs <= linear < table.stubs + layout.STUB_SIZE * layout.STUB_SLOTS:
         slot = (linear - table.stubs) // layout.STUB_SIZE

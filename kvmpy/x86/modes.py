@@ -166,6 +166,23 @@ def _far(address: int, name: str) -> tuple[int, int]:
     return (address & 0xF_0000) >> 4, address & 0xFFFF
 
 
+def write_real_mode_stubs(memory: MemoryLike, handlers: Handlers | None = None) -> None:
+    """Fill the real-mode vector table at 0 with pointers to reporting stubs, or to `handlers`.
+
+    Real mode needs it. For other modes it is a safety net: a guest that drops back to real mode to
+    call a BIOS is then reported, instead of wandering through empty memory.
+    """
+    pointers = [layout.real_vector_pointer(vector) for vector in range(256)]
+    for vector, handler in (handlers or {}).items():
+        address = handler.offset if isinstance(handler, d.Gate) else handler
+        pointers[vector] = _far(address, f"the handler of vector {vector}")
+    ivt = b"".join(struct.pack("<HH", offset, segment) for segment, offset in pointers)
+    memory.write(layout.REAL_IVT, ivt)
+    shared = layout.STUB[: layout.REAL_SHARED_STUB_SIZE] * layout.REAL_SHARED_STUB_COUNT
+    memory.write(layout.REAL_SHARED_STUBS, shared)
+    memory.write(layout.REAL_STUBS, layout.STUB * layout.EXCEPTION_VECTORS)
+
+
 def _prepare_real(
     memory: MemoryLike,
     rip: int,
@@ -179,15 +196,7 @@ def _prepare_real(
     if not 0 <= rsp <= 0xFFFF:
         raise ValueError(f"rsp is {rsp:#x}, it must fit in 16 bits in real mode")
     registers.update(rip=ip, rsp=rsp)
-    pointers = [layout.real_vector_pointer(vector) for vector in range(256)]
-    for vector, handler in handlers.items():
-        address = handler.offset if isinstance(handler, d.Gate) else handler
-        pointers[vector] = _far(address, f"the handler of vector {vector}")
-    ivt = b"".join(struct.pack("<HH", offset, segment) for segment, offset in pointers)
-    memory.write(layout.REAL_IVT, ivt)
-    shared = layout.STUB[: layout.REAL_SHARED_STUB_SIZE] * layout.REAL_SHARED_STUB_COUNT
-    memory.write(layout.REAL_SHARED_STUBS, shared)
-    memory.write(layout.REAL_STUBS, layout.STUB * layout.EXCEPTION_VECTORS)
+    write_real_mode_stubs(memory, handlers)
     data = Segment.real(0)
     sregs = SpecialRegisters(
         cs=Segment.real(cs, d.CODE_XR),
@@ -206,7 +215,7 @@ def _prepare_real(
         efer=0,
     )
     msrs = dict.fromkeys((st.MSR_STAR, *_ADDRESS_MSRS, *_OTHER_MSRS), 0)
-    return CpuState(sregs, registers, msrs, StubTable(layout.REAL_STUBS, 0, real=True))
+    return CpuState(sregs, registers, msrs, StubTable(layout.REAL_STUBS, 0))
 
 
 # --- protected and long mode --------------------------------------------------------------------

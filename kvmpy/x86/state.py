@@ -139,12 +139,12 @@ class SpecialRegisters:
 class StubTable:
     """Where a guest's reporting stubs are, and which address its 64-bit SYSCALL goes to.
 
-    `stubs` is the address of slot 0. `real` says that real-mode vectors 32..255 have stubs too.
+    `stubs` is the address of slot 0. The real-mode stubs, for all 256 vectors, are at a fixed place
+    of their own (`layout`).
     """
 
     stubs: int
     lstar: int
-    real: bool = False
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_second_time_runs_nothing(monkeypatch: pytest.MonkeyPatch, cache: Path) 
 
 
 def test_everything_that_matters_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    variants = [asm("mov eax, 1; x: .word offset x", bits, org=org)  # type: ignore[arg-type]
+    variants = [asm("mov eax, 1; x: .word offset x", bits, org=org)
                 for bits in (16, 32) for org in (0, 0x100)]  # fmt: skip
     assert len(set(variants)) == 4
     seen = tools_run(monkeypatch)

@@ -13,10 +13,11 @@ from hypothesis import strategies as some
 from kvmpy.memory import GuestMemory
 from kvmpy.x86 import exceptions, layout
 from kvmpy.x86.exceptions import ExceptionReport, SyscallReport, identify
-from kvmpy.x86.modes import Mode, prepare
+from kvmpy.x86.modes import Mode, prepare, write_real_mode_stubs
 from kvmpy.x86.state import CpuState, Segment
 
 STACK = 0x8000
+COMPATIBILITY = "SYSCALL from compatibility mode"
 CODE = 0x1000
 
 
@@ -193,7 +194,7 @@ def test_missing_gate_is_named(memory: GuestMemory) -> None:
     [
         (layout.SYSCALL_SLOT, Mode.LONG_64, "SYSCALL", 0x1_0000_4000, 0x246),
         (layout.SYSCALL_SLOT, Mode.PROTECTED_32, "SYSCALL", 0x4000, None),
-        (layout.SYSCALL32_SLOT, Mode.LONG_64, "SYSCALL from compatibility mode", 0x1_0000_4000, 0x246),
+        (layout.SYSCALL32_SLOT, Mode.LONG_64, COMPATIBILITY, 0x1_0000_4000, 0x246),
         (layout.SYSENTER_SLOT, Mode.LONG_64, "SYSENTER", None, None),
     ],
 )  # fmt: skip
@@ -214,14 +215,15 @@ def test_unexpected_system_calls(
 def test_other_code_that_uses_the_port_is_no_exception(memory: GuestMemory, mode: Mode) -> None:
     state = prepare(memory, mode, rip=CODE)
     table = state.stub_table
-    end = layout.STUB_SIZE * (layout.EXCEPTION_VECTORS if table.real else layout.STUB_SLOTS)
+    real = mode is Mode.REAL_16
+    end = layout.STUB_SIZE * (layout.EXCEPTION_VECTORS if real else layout.STUB_SLOTS)
     outside = [CODE, table.stubs + end]
-    outside += [] if table.real else [table.stubs - 1]
+    outside += [] if real else [table.stubs - 1]
     for rip in outside:
         assert identify(table, Regs(rip=rip), state.sregs, memory) is None
 
 
-@pytest.mark.parametrize("rsp", [0x40_0000, 1 << 47, (1 << 64) - 8, 0xD000_0000])
+@pytest.mark.parametrize("rsp", [0x40_0000, 1 << 47, (1 << 64) - 4096, 0xD000_0000])
 def test_unreadable_stack_shortens_the_report(memory: GuestMemory, rsp: int) -> None:
     found = report(memory, Mode.LONG_64, 14, rsp=rsp, cr2=0x123)
     assert (found.vector, found.rip, found.cs, found.rsp) == (14, None, None, None)
@@ -250,7 +252,7 @@ def test_vector_names() -> None:
     assert exceptions.vector_name(8) == "#DF double fault"
     assert exceptions.vector_name(0x80) == "interrupt 0x80"
     assert all(0 <= vector < 32 for vector in exceptions.VECTORS)
-    assert exceptions.ERROR_CODE_VECTORS <= exceptions.VECTORS.keys()
+    assert set(exceptions.VECTORS) > exceptions.ERROR_CODE_VECTORS
 
 
 words64 = some.integers(0, (1 << 64) - 1)
@@ -285,5 +287,18 @@ def test_nothing_a_guest_does_makes_identify_fail(
             sregs = replace(sregs, cr0=cr0, cr3=cr3, cr4=cr4, efer=efer, ss=Segment(base=base))
         regs = Regs(rip=state.stub_table.stubs + 8 * slot, rsp=rsp, rcx=base, r11=cr4)
         found = identify(state.stub_table, regs, sregs, memory)
-        assert (found is None) == (slot >= (32 if state.stub_table.real else layout.STUB_SLOTS))
+        if sregs.cr0 & 1:  # in real mode the slot belongs to the fixed stubs, or to none
+            is_area = mode is not Mode.REAL_16 or slot < layout.STUB_SLOTS
+            assert (found is None) == (slot >= layout.STUB_SLOTS or not is_area)
         assert str(found)
+
+
+def test_a_fall_back_to_real_mode_is_named(memory: GuestMemory) -> None:
+    """GRUB, started by Multiboot, leaves protected mode to call a BIOS that is not there."""
+    state = prepare(memory, Mode.PROTECTED_32, rip=CODE)
+    write_real_mode_stubs(memory)
+    segment, offset = layout.real_vector_pointer(0x15)
+    sregs = replace(state.sregs, cr0=state.sregs.cr0 & ~1, cs=Segment.real(segment))
+    found = identify(state.stub_table, Regs(rip=offset + 2, rsp=0x7000), sregs, memory)
+    assert isinstance(found, ExceptionReport)
+    assert found.vector == 0x15

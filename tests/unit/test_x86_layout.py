@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_pieces_of_the_area_do_not_overlap() -> None:
     pieces.sort()
     assert pieces[0][0] == area.base
     assert pieces[-1][0] + pieces[-1][1] == area.end
-    for (start, size), (following, _) in zip(pieces, pieces[1:], strict=False):
+    for (start, size), (following, _) in pairwise(pieces):
         assert start + size <= following
     assert len(area.page_tables) == layout.PAGE_TABLE_PAGES + 4
 
@@ -98,7 +99,7 @@ def test_platform_ranges_lie_in_the_hole_and_apart() -> None:
     )
     assert ranges[0][0] >= layout.HOLE_START
     assert ranges[-1][0] + ranges[-1][1] <= layout.HOLE_END
-    for (start, size), (following, _) in zip(ranges, ranges[1:], strict=False):
+    for (start, size), (following, _) in pairwise(ranges):
         assert start + size <= following
 
 

@@ -159,7 +159,7 @@ def test_system_call_msrs(memory: GuestMemory) -> None:
 @pytest.mark.parametrize("mode", [Mode.PROTECTED_32, Mode.PAGED_32, Mode.LONG_64])
 def test_idt(memory: GuestMemory, mode: Mode) -> None:
     area = layout.supervisor_area(memory)
-    handlers = {0x80: Gate(0x5000, dpl=3), 14: 0x6000}
+    handlers: dict[int, int | Gate] = {0x80: Gate(0x5000, dpl=3), 14: 0x6000}
     sregs = prepare(memory, mode, rip=0x1000, handlers=handlers).sregs
     size = 16 if mode is Mode.LONG_64 else 8
     assert sregs.idt.limit == 256 * size - 1

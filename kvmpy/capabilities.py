@@ -1,0 +1,50 @@
+"""The KVM_CAP_* numbers by name (KVM API, "4.4 KVM_CHECK_EXTENSION").
+
+Names are those of ``<linux/kvm.h>`` that concern x86 (native/capabilities.h); the compiler gave
+the numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from . import _native
+
+_lib = _native.lib
+
+PREFIX = "KVM_CAP_"
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """All known names, in the order of their numbers."""
+    found = [name for name in dir(_lib) if name.startswith(PREFIX)]
+    return tuple(sorted(found, key=number))
+
+
+def number(capability: int | str) -> int:
+    """The number of a capability given by number, or by name with or without ``KVM_CAP_``.
+
+    Raises ValueError for a name that is not known here, and for a negative number.
+    """
+    if isinstance(capability, int):
+        if capability < 0:
+            raise ValueError(f"capability {capability} is negative")
+        return capability
+    full = capability if capability.startswith(PREFIX) else PREFIX + capability
+    value = getattr(_lib, full, None)
+    if value is None:
+        raise ValueError(f"no capability named {capability!r} is known here: give its number")
+    result: int = value
+    return result
+
+
+@functools.cache
+def _by_number() -> dict[int, str]:
+    return {number(name): name for name in names()}
+
+
+def name(capability: int | str) -> str:
+    """The full name of a capability given by number or name, or its number as text."""
+    value = number(capability)
+    return _by_number().get(value, str(value))
