@@ -103,7 +103,7 @@ class VM(BusMethods):
         if region.read_only:
             if not self.check_extension(_lib.KVM_CAP_READONLY_MEM):
                 raise UnsupportedError(
-                    "this KVM has no read-only memory slots", "KVM_lib.KVM_CAP_READONLY_MEM"
+                    "this KVM has no read-only memory slots", "KVM_CAP_READONLY_MEM"
                 )
             flags = _lib.KVM_MEM_READONLY
         slot = _ffi.new("struct kvm_userspace_memory_region *")

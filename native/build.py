@@ -10,15 +10,17 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(path.name for path in HERE.glob("*.c"))
+HEADERS = sorted(path.name for path in HERE.glob("*.h"))
 
 ffi = FFI()
-ffi.cdef((HERE / "cdef.h").read_text())
+for name in ("cdef.h", "capabilities.h"):
+    ffi.cdef((HERE / name).read_text())
 ffi.set_source(
     "kvmpy._native",
     '#include "shim.h"\n',
     sources=[f"native/{name}" for name in SOURCES],
     include_dirs=["native"],
-    depends=["native/shim.h", "native/kvm_compat.h", "native/cdef.h"],
+    depends=[f"native/{name}" for name in HEADERS],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
     py_limited_api=True,
 )

@@ -249,4 +249,8 @@ int64_t shim_now(void);
 
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
 
+/* ------------------------------------------------------------------ cpu.c */
+
+void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
+
 #endif
