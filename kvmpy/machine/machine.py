@@ -25,7 +25,7 @@ from .console import Console
 
 if TYPE_CHECKING:
     from ..boot.image import BytesLike
-    from ..memory import Backing
+    from ..memory import Backing, GuestMemory
 
 Ending = Literal["debug-exit", "halt", "reset", "timeout", "exit-limit", "interrupted", "failure"]
 
@@ -87,8 +87,8 @@ class Machine:
             irqchip = (format or detect(image)) == "linux"
         self.vm = VM(memory, backing=backing, irqchip=irqchip, pit=irqchip)
         try:
-            # There is no firmware: a guest that calls a BIOS is named. The image may overwrite it.
-            write_real_mode_stubs(self.vm.memory)
+            # Before loading: an image that lies here is right to overwrite it.
+            _stand_in_for_firmware(self.vm.memory)
             self.loaded: LoadedImage = load_image(
                 image, self.vm.memory, format=format, cmdline=cmdline, initrd=initrd,
                 modules=modules, load_address=load_address, mode=mode,
@@ -218,6 +218,15 @@ class Machine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _stand_in_for_firmware(memory: GuestMemory) -> None:
+    """There is no BIOS, so a call of it is reported by name. Of its data area the two fields that
+    kernels look at: Xen places its trampoline by the size of base memory."""
+    write_real_mode_stubs(memory)
+    base_memory = min(memory.regions[0].size, layout.LOW_MEMORY_END) >> 10
+    memory.write(layout.BDA_COM1, layout.COM1_PORT.to_bytes(2, "little"))
+    memory.write(layout.BDA_BASE_MEMORY, base_memory.to_bytes(2, "little"))
 
 
 def _is_reset(exit: exits.IoOut) -> bool:

@@ -20,12 +20,13 @@ from typing import Final, Literal
 from kvmpy.errors import AsmError
 
 TIMEOUT: Final = 30.0  # seconds for one run of as or ld; .rept can make them endless
-_FORMAT: Final = "1"  # part of the key: change it with the options or the linker script
+_FORMAT: Final = "2"  # part of the key: change it with the options or the linker script
 
 _CODE: Final = {16: ".code16", 32: ".code32", 64: ".code64"}
+# Directives, and not -msyntax with -mnaked-reg: with the options as takes no segment override.
 _SYNTAX: Final = {
-    "intel": ("-msyntax=intel", "-mnaked-reg", "-mmnemonic=intel"),
-    "att": ("-msyntax=att", "-mmnemonic=att"),
+    "intel": ".intel_syntax noprefix; .intel_mnemonic",
+    "att": ".att_syntax prefix; .att_mnemonic",
 }
 # One output section, so that --oformat binary has no gaps and .data and .bss follow the code.
 _SCRIPT: Final = """SECTIONS {{ . = {org:#x};
@@ -128,13 +129,13 @@ def _run(command: list[str], stdin: str) -> subprocess.CompletedProcess[str]:
 
 def _assemble(text: str, bits: int, syntax: str, org: int) -> bytes:
     # The code size shares a line with the user's first, so that line numbers stay the user's.
-    source = f"{_CODE[bits]}; {text}\n"
+    source = f"{_SYNTAX[syntax]}; {_CODE[bits]}; {text}\n"
     elf, emulation = ("--64", "elf_x86_64") if bits == 64 else ("--32", "elf_i386")
     with tempfile.TemporaryDirectory(prefix="kvmpy-asm-") as directory:
         obj, script, out = (str(Path(directory, name)) for name in ("code.o", "ld.x", "code.bin"))
         # -g: ld names the line of an undefined symbol. Debug sections are discarded by the script.
         # Warnings are fatal: truncated values and unterminated comments make wrong code.
-        options = [elf, "-g", "--fatal-warnings", *_SYNTAX[syntax]]
+        options = [elf, "-g", "--fatal-warnings"]
         command = [_tool("as"), *options, "-o", obj, "-"]
         result = _run(command, source)
         if result.returncode:

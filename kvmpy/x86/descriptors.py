@@ -7,8 +7,10 @@ Exception Handling" (gates) and "Task Management" (TSS); APM vol. 2 for the long
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Final
 
 # --- selectors of the shared GDT ----------------------------------------------------------------
@@ -300,9 +302,10 @@ def data_segment(dpl: int) -> Descriptor:
     return Descriptor(limit=0xFFFF_FFFF, type=DATA_RW, dpl=dpl, big=True)
 
 
-def gdt_entries(*, long: bool) -> dict[int, Descriptor]:
+@cache
+def gdt_entries(*, long: bool) -> Mapping[int, Descriptor]:
     """The shared GDT without its TSS: index (selector with RPL 0) -> descriptor."""
-    return {
+    entries = {
         KERNEL_CODE32: code_segment(0, long=False),
         KERNEL_CODE: code_segment(0, long=long),
         KERNEL_DATA: data_segment(0),
@@ -317,8 +320,10 @@ def gdt_entries(*, long: bool) -> dict[int, Descriptor]:
         RING2_CODE & ~3: code_segment(2, long=long),
         RING2_DATA & ~3: data_segment(2),
     }
+    return MappingProxyType(entries)
 
 
+@lru_cache(maxsize=64)  # scripts make many small guests that are alike
 def build_gdt(*, long: bool, tss_base: int, tss_limit: int) -> bytes:
     """The shared GDT (`GDT_SIZE` bytes), with a busy TSS descriptor: it is entered as loaded."""
     table = bytearray(GDT_SIZE)

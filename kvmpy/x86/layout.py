@@ -56,6 +56,9 @@ STUB_SLOTS: Final = 35
 # --- real mode ----------------------------------------------------------------------------------
 REAL_IVT: Final = 0x0000  # 256 far pointers, where the CPU expects them after reset
 REAL_IVT_SIZE: Final = 0x400
+BDA_COM1: Final = 0x400  # u16: port of the first serial port
+BDA_BASE_MEMORY: Final = 0x413  # u16: KiB of RAM below the video memory
+LOW_MEMORY_END: Final = 0xA_0000  # video memory and ROMs follow, up to 1 MiB
 # 0x400..0x4ef is the BIOS data area; 0x4f0..0x4ff in it is free for programs' own use. Three stubs
 # of five bytes fit there and serve the 224 vectors 32..255, see real_vector_pointer().
 REAL_SHARED_STUBS: Final = 0x4F0

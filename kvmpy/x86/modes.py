@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from kvmpy.x86 import descriptors as d
@@ -254,22 +255,29 @@ def _idt(mode: Mode, area: SupervisorArea, handlers: Handlers) -> bytes:
     INT n without a gate gives #GP with error code 8n + 2, which its stub reports.
     """
     long = mode is Mode.LONG_64
-    gates: dict[int, d.Gate] = {}
+    size = 16 if long else 8
+    table = bytearray(_stub_gates(area.stubs, long).ljust(256 * size, b"\0"))
+    for vector, handler in handlers.items():
+        gate = handler if isinstance(handler, d.Gate) else d.Gate(handler)
+        _check_address(mode, f"the handler of vector {vector}", gate.offset)
+        table[vector * size : (vector + 1) * size] = _encode_gate(gate, long)
+    return bytes(table)
+
+
+@lru_cache(maxsize=64)  # scripts make many small guests that are alike
+def _stub_gates(stubs: int, long: bool) -> bytes:
+    """The gates of the CPU's own vectors, each to its stub in the table at `stubs`."""
+    gates = []
     for vector in range(layout.EXCEPTION_VECTORS):
         dpl = 3 if vector in _USER_VECTORS else 0
         # #DF often means that the stack is bad, so it has a stack of its own where the mode can.
         ist = 1 if long and vector == _DOUBLE_FAULT else 0
-        gates[vector] = d.Gate(area.stub(vector), dpl=dpl, ist=ist)
-    for vector, handler in handlers.items():
-        gate = handler if isinstance(handler, d.Gate) else d.Gate(handler)
-        _check_address(mode, f"the handler of vector {vector}", gate.offset)
-        gates[vector] = gate
-    size = 16 if long else 8
-    table = bytearray(256 * size)
-    for vector, gate in gates.items():
-        encoded = gate.encode_long() if long else gate.encode_legacy()
-        table[vector * size : (vector + 1) * size] = encoded
-    return bytes(table)
+        gates.append(d.Gate(stubs + layout.STUB_SIZE * vector, dpl=dpl, ist=ist))
+    return b"".join(_encode_gate(gate, long) for gate in gates)
+
+
+def _encode_gate(gate: d.Gate, long: bool) -> bytes:
+    return gate.encode_long() if long else gate.encode_legacy()
 
 
 def _special_registers(
