@@ -61,13 +61,17 @@ def _address(text: str) -> int:
 
 
 def _pin(text: str) -> int:
-    allowed = os.sched_getaffinity(0)
-    if not text.isdecimal() or int(text) not in allowed:
-        listed = ", ".join(map(str, sorted(allowed)))
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a CPU this process may use; it may use {listed}"
-        )
-    return int(text)
+    from ..host.topology import check_pin
+
+    try:
+        cpu = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a CPU") from None
+    try:
+        check_pin(cpu)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return cpu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

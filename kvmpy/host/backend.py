@@ -51,6 +51,7 @@ class Verdict:
     ``nested``: this host is known to be a virtual machine itself. ``emulator``: the program that
     emulates this host's CPU, None if none was recognised; "native" then means by that CPU.
     ``paging``: "EPT", "NPT", "shadow", or None if the module does not say.
+    ``detail``: how a ring fails, "" if none does.
     ``unrestricted_guest``: whether VT-x runs real mode itself; None where that is no question.
     ``nested_guests``: whether guests get VT-x or AMD-V; None if the module does not say.
     """
@@ -67,6 +68,7 @@ class Verdict:
     paging: str | None
     unrestricted_guest: bool | None
     nested_guests: bool | None
+    detail: str = ""
 
     @property
     def performance(self) -> bool:
@@ -77,6 +79,8 @@ class Verdict:
     def summary(self) -> str:
         """The verdict in one or two sentences."""
         text = f"{self.module}: {self._rings()}{self._where()}."
+        if self.detail:
+            return f"{text} {self.detail}."
         if self.emulator:
             return f"{text} Times taken here say nothing about hardware."
         if self.ring0 == "emulated":
@@ -132,11 +136,14 @@ def judge(
         paging=_paging(module, parameters),
         unrestricted_guest=_flag(parameters, "unrestricted_guest"),
         nested_guests=_flag(parameters, "nested"),
+        detail="; ".join(
+            f"ring {result.ring}: {result.detail}" for result in (ring0, ring3) if result.detail
+        ),
     )
 
 
 def verdict() -> Verdict:
-    """Find out, by running and timing a tiny guest in rings 0 and 3; takes some 20 ms.
+    """Find out, by running and timing a tiny guest in rings 0 and 3; takes 10 to 100 ms.
 
     Raises a KvmUnavailableError when no guest can be run here.
     """

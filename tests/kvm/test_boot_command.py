@@ -150,7 +150,7 @@ def test_unexpected_exit_explains_itself_with_status_1(flat) -> None:
         (["demo", "--memory", "lots"], 2, "'lots' is not a size"),
         (["demo", "--timeout", "-1"], 2, "not a number of seconds above 0"),
         (["demo", "--max-exits", "0"], 2, "not a count"),
-        (["demo", "--pin", "9999"], 2, "not a CPU this process may use"),
+        (["demo", "--pin", "9999"], 2, "does not exist"),
         (["demo", "--format", "coff"], 2, "invalid choice"),
         (["demo", "--format", "multiboot"], 1, ""),
         (["demo", "--initrd", "/nonexistent"], 1, "/nonexistent: No such file"),
