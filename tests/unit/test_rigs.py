@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rigs import guest, host, kernel, session, table, vmx
+from rigs import guest, host, kernel, qemufix, session, table, vmx
 from rigs.cpio import CpioWriter
 
 
@@ -254,7 +254,7 @@ class TestHost:
 
     def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        with pytest.raises(host.RigError, match=r"sudo apt-get install -y some-package$"):
+        with pytest.raises(host.Unavailable, match=r"sudo apt-get install -y some-package$"):
             host.need({"/nonexistent/file": "some-package", "sh": "dash"})
 
 
@@ -310,6 +310,12 @@ class TestTable:
             path.write_text(f"<t>{case.format(first)}{case.format(second)}</t>")
             assert table.failed([table.read("x", path)])
 
+    def test_a_run_that_was_left_out_is_named_and_no_failure(self, tmp_path: Path) -> None:
+        table.write_left_out(tmp_path / "new" / "x.xml", "no <root> here")
+        run = table.read("svm", tmp_path / "new" / "x.xml")
+        assert not table.failed([run])
+        assert "svm: left out: no <root> here\n" in table.render([run])
+
     @pytest.mark.parametrize("content", [None, "<testsuites>", "<testsuites/>"])
     def test_a_run_without_results_fails(self, tmp_path: Path, content: str | None) -> None:
         path = tmp_path / "x.xml"
@@ -319,3 +325,32 @@ class TestTable:
         assert run.problem
         assert table.failed([run])
         assert run.problem in table.render([run])
+
+
+class TestQemuFix:
+    """A miniature of the two checks, and of everything that must not be taken for them."""
+
+    STACK = b"\x83\xe1\x07\x83\xf9\x01\x0f\x85"
+    PORT = b"\x83\xe0\x0f\x83\xf8\x09\x0f\x85\x00\x01\x00\x00\x83\xbf\x70\x01\x00\x00\x66"
+
+    def program(self, text: bytes = b"invalid tss type\0", port: bytes = PORT) -> bytes:
+        code = self.STACK + struct.pack("<i", 4) + bytes(4)  # the jump skips 4 bytes
+        lea = b"\x48\x8d\x35" + struct.pack("<i", len(port))
+        return b"\x90" * 5 + code + lea + port + text
+
+    def test_finds_both_masks(self) -> None:
+        data = self.program()
+        sites = qemufix.find_sites(data)
+        assert [data[site] for site in sites] == [0x07, 0x0F]
+        assert [data[site - 2 : site] for site in sites] == [b"\x83\xe1", b"\x83\xe0"]
+
+    @pytest.mark.parametrize(
+        "data", [b"", b"\0" * 100, STACK + b"\xff\xff\xff\x7f", STACK + b"\0\0\0\x80", STACK]
+    )
+    def test_other_code_is_left_alone(self, data: bytes) -> None:
+        assert qemufix.find_sites(data) == []
+
+    def test_one_check_alone_is_left_alone(self) -> None:
+        assert qemufix.find_sites(self.program(text=b"invalid cookie\0")) == []
+        assert qemufix.find_sites(self.program(port=b"")) == []
+        assert qemufix.find_sites(self.program() * 2) == []
