@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +22,6 @@ AccessHandler = Callable[[int, int, int | None], int | None]
 _H = TypeVar("_H", bound=AccessHandler)
 _B = TypeVar("_B", bound="Callable[[WriteBatch], None]")
 
-_MMIO_BIT = 1 << 63
 _RECORD_WORDS = 4
 
 
@@ -65,8 +65,8 @@ class Counter:
 class WriteBatch:
     """Writes the guest made, in order, valid only during the handler's call.
 
-    Iteration gives ``(address, size, value, tsc)``; ``words`` is the same as one flat memoryview
-    of u64, four to a write, where bit 63 of the size says MMIO.
+    Iteration gives ``(address, size, value, tsc)``; ``words`` is one flat memoryview of u64, four
+    to a write: address, value, size (bits 0 to 15, and bit 63 for MMIO) and TSC.
     """
 
     __slots__ = ("words",)
@@ -80,7 +80,17 @@ class WriteBatch:
     def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
         words = self.words
         for i in range(0, len(words), _RECORD_WORDS):
-            yield words[i], words[i + 2] & ~_MMIO_BIT, words[i + 1], words[i + 3]
+            yield words[i], words[i + 2] & 0xFFFF, words[i + 1], words[i + 3]
+
+
+def split_by_handler(words: memoryview, handlers: int) -> list[memoryview]:
+    """The records of each handler, in order. One handler, the usual case, costs no copy."""
+    if handlers == 1:
+        return [words]
+    records = [array("Q") for _ in range(handlers)]
+    for i in range(0, len(words), _RECORD_WORDS):
+        records[words[i + 2] >> 16 & 0xFFFF_FFFF].extend(words[i : i + _RECORD_WORDS])
+    return [memoryview(part) for part in records]
 
 
 def _bounds(ports: int | range) -> tuple[int, int]:
@@ -107,7 +117,8 @@ class Bus:
     def _claim(
         self, mmio: bool, first: int, length: int, owner: int, handler: int = 0, target: Any = None
     ) -> None:
-        if first < 0 or length < 1 or first + length > (1 << 64 if mmio else 1 << 16):
+        end = 1 << 64 if mmio else 1 << 16
+        if first < 0 or not 1 <= length < 1 << 64 or first + length > end:
             kind = "MMIO range" if mmio else "port range"
             raise ClaimError(f"{kind} {first:#x}+{length:#x} is not one")
         pointer = _ffi.NULL if target is None else _ffi.cast("void *", target)
@@ -137,9 +148,12 @@ class Bus:
         self._kept.append(counter)
         return counter
 
-    def defer(self, mmio: bool, first: int, length: int) -> None:
-        """Put writes into the vCPU's ring; reads give all ones."""
-        self._claim(mmio, first, length, _lib.SHIM_OWNER_RING)
+    def defer(
+        self, mmio: bool, first: int, length: int, handler: Callable[[WriteBatch], None]
+    ) -> None:
+        """Put writes into the vCPU's ring, for ``handler``; reads give all ones."""
+        self._claim(mmio, first, length, _lib.SHIM_OWNER_RING, len(self.batch_handlers))
+        self.batch_handlers.append(handler)
 
     def release(self, mmio: bool, first: int) -> None:
         """Take back the claim that starts at ``first``."""
@@ -200,8 +214,7 @@ class BusMethods:
         first, length = _bounds(ports)
 
         def register(handler: _B) -> _B:
-            self.bus.defer(False, first, length)
-            self.bus.batch_handlers.append(handler)
+            self.bus.defer(False, first, length, handler)
             return handler
 
         return register

@@ -44,6 +44,7 @@ class Cpuid:
     def __init__(self, leaves: Iterable[Leaf]):
         self._leaves = tuple(leaves)
         self._by_key = {(leaf.function, leaf.index): leaf for leaf in reversed(self._leaves)}
+        self._c: Any = None
 
     def __iter__(self) -> Iterator[Leaf]:
         return iter(self._leaves)
@@ -105,6 +106,12 @@ class Cpuid:
         return Cpuid(leaves)
 
     def _to_c(self) -> Any:
+        """For KVM_SET_CPUID2, which only reads it: made once, for every vCPU that shows it."""
+        if self._c is None:
+            self._c = self._encode()
+        return self._c
+
+    def _encode(self) -> Any:
         table = _ffi.new("struct kvm_cpuid2 *", {"entries": len(self._leaves)})
         table.nent = len(self._leaves)
         for entry, leaf in zip(table.entries, self._leaves, strict=True):

@@ -50,7 +50,7 @@ class Ioctl:
         if not isinstance(argument, _CDATA):
             if memoryview(argument).nbytes < self.size:
                 raise ValueError(f"{self.name} takes {self.size} bytes of {self.argument}")
-            argument = _ffi.from_buffer(argument)
+            argument = _ffi.from_buffer("char[]", argument, require_writable=True)
         result = _call(fd, self.request, _ffi.cast("uintptr_t", argument))
         return result
 

@@ -66,8 +66,10 @@ class KVM:
         version = ioctls.ALL["KVM_GET_API_VERSION"].raw(self._fd)
         if version != API_VERSION:
             self.close()
-            if version == -errno.ENOTTY:
-                raise KvmBrokenError(f"{path} is not KVM.", "Give the path of the KVM device.")
+            if version < 0:  # ENOTTY from most; other devices have errors of their own
+                raise KvmBrokenError(
+                    f"{path} is not KVM.", "Give the path of the KVM device.", -version
+                )
             raise KvmVersionError(
                 f"{path} speaks KVM API version {version}, not {API_VERSION}.",
                 "Use a kernel of 2007 or later.",

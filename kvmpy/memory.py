@@ -48,8 +48,10 @@ def parse_size(size: int | str) -> int:
         if not match:
             raise ValueError(f"{size!r} is not a size: give bytes or a number with K, M, G or T")
         value = int(match[1]) * _UNITS[match[2]]
+    elif isinstance(size, int):
+        value = size
     else:
-        value = int(size)
+        raise ValueError(f"{size!r} is not a size: give bytes or a number with K, M, G or T")
     if value <= 0 or value % PAGE_SIZE:
         raise ValueError(f"memory size {size!r} is not a positive multiple of {PAGE_SIZE} bytes")
     return value
@@ -122,8 +124,6 @@ class GuestMemory:
     """
 
     def __init__(self, size: int | str | None = None, *, backing: Backing = "anonymous"):
-        if backing not in ("anonymous", "memfd", "hugetlb"):
-            raise ValueError(f"backing {backing!r} is none of anonymous, memfd, hugetlb")
         self._regions: tuple[Region, ...] = ()
         self._closed = False
         #: The region at guest physical address 0, if there is one.
@@ -155,6 +155,8 @@ class GuestMemory:
         """Add a region at ``gpa`` (a multiple of 4 KiB). Raises GuestMemoryError if it overlaps
         another or leaves the 52-bit physical address space."""
         self._check_open()
+        if backing not in ("anonymous", "memfd", "hugetlb"):
+            raise ValueError(f"backing {backing!r} is none of anonymous, memfd, hugetlb")
         size = parse_size(size)
         if gpa < 0 or gpa % PAGE_SIZE or gpa + size > MAX_GPA:
             raise GuestMemoryError(
@@ -229,14 +231,21 @@ class GuestMemory:
     def write(self, gpa: int, data: Buffer) -> None:
         """Write all of ``data`` at ``gpa``, or raise GuestMemoryError and write nothing."""
         source = memoryview(data).cast("B")
+        end = gpa + source.nbytes
+        if 0 <= gpa <= end <= self._low_end:
+            self._low[gpa:end] = source
+            return
         for piece in list(self._pieces(gpa, source.nbytes)):
             piece[:] = source[: piece.nbytes]
             source = source[piece.nbytes :]
 
     def __getitem__(self, key: slice) -> memoryview:
-        start, stop = key.start, key.stop
+        try:
+            start, stop = key.start, key.stop
+        except AttributeError:
+            raise TypeError(f"memory[{key!r}]: give a slice, memory[start:stop]") from None
         if 0 <= start <= stop <= self._low_end:  # nearly always: one comparison, one slice
-            return self._low[start : stop : key.step]
+            return self._low[key]
         for region in self._regions:
             gpa = region.gpa
             if gpa <= start <= stop <= gpa + region.size:

@@ -27,8 +27,8 @@ NAMES: dict[str, int] = {
 }  # fmt: skip
 _BY_INDEX = {index: name for name, index in NAMES.items()}
 
-#: KVM copies at most this many entries at once (MAX_IO_MSRS).
-CHUNK = 256
+#: KVM takes fewer than MAX_IO_MSRS = 256 entries at once.
+CHUNK = 255
 
 Key = int | str
 

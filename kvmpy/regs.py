@@ -8,12 +8,11 @@ completed; writing takes effect at the next run. Views stay live: one taken once
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from . import _native
+from . import _native, ioctls
 from .errors import ClosedError, KvmIoctlError
 
 _lib, _ffi = _native.lib, _native.ffi
@@ -23,6 +22,7 @@ GENERAL = (
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
 )
 _ALL_GENERAL = struct.Struct("=18Q")
+_unpack_general = _ALL_GENERAL.unpack
 
 #: RFLAGS bits by name, in the order they are printed.
 RFLAGS = {
@@ -44,18 +44,20 @@ class _Page:
         self._bytes = memoryview(_ffi.buffer(shim.regs, offset + size))[offset:].cast("B")
 
     def _refresh(self) -> None:
+        # Before the call, which lets other threads in: one that starts a run takes it back.
+        self._fresh = True
         error = _lib.shim_sync(self._shim, self._field)
         if error:
-            raise _sync_error(-error)
-        self._fresh = True
+            self._fresh = False
+            raise _sync_error(self._shim.fd, -error)
 
 
-def _sync_error(code: int) -> Exception:
+def _sync_error(fd: int, code: int) -> Exception:
     if code == errno.EBADF:
         return ClosedError("the vCPU is closed")
     if code == errno.EBUSY:
         return KvmIoctlError("KVM_GET_REGS", code, "another thread is running this vCPU")
-    return KvmIoctlError("KVM_GET_REGS", code, os.strerror(code))
+    return ioctls.ALL["KVM_GET_REGS"].error(fd, code)
 
 
 def _does_not_fit(name: str, value: object, bits: int) -> Exception:
@@ -64,7 +66,16 @@ def _does_not_fit(name: str, value: object, bits: int) -> Exception:
     return TypeError(f"{name} = {value!r}: not an integer")
 
 
-def _word(index: int, name: str) -> Any:
+if TYPE_CHECKING:
+
+    class _Field:
+        """How a type checker sees the properties below: integers to be read and written."""
+
+        def __get__(self, instance: object, owner: type) -> int: ...
+        def __set__(self, instance: object, value: int) -> None: ...
+
+
+def _word(index: int, name: str) -> _Field:
     """A 64-bit field: word ``index`` of the page."""
 
     def get(self: Registers) -> int:
@@ -80,7 +91,7 @@ def _word(index: int, name: str) -> Any:
         except (TypeError, ValueError):
             raise _does_not_fit(name, value, 64) from None
 
-    return property(get, put, doc=f"{name.upper()}, 64 bits.")
+    return cast("_Field", property(get, put, doc=f"{name.upper()}, 64 bits."))
 
 
 class Registers(_Page):
@@ -96,30 +107,30 @@ class Registers(_Page):
         super().__init__(shim, _lib.KVM_SYNC_X86_REGS, 0, _ALL_GENERAL.size)
         self._words = self._bytes.cast("Q")
 
-    rax: int = _word(0, "rax")
-    rbx: int = _word(1, "rbx")
-    rcx: int = _word(2, "rcx")
-    rdx: int = _word(3, "rdx")
-    rsi: int = _word(4, "rsi")
-    rdi: int = _word(5, "rdi")
-    rsp: int = _word(6, "rsp")
-    rbp: int = _word(7, "rbp")
-    r8: int = _word(8, "r8")
-    r9: int = _word(9, "r9")
-    r10: int = _word(10, "r10")
-    r11: int = _word(11, "r11")
-    r12: int = _word(12, "r12")
-    r13: int = _word(13, "r13")
-    r14: int = _word(14, "r14")
-    r15: int = _word(15, "r15")
-    rip: int = _word(16, "rip")
-    rflags: int = _word(17, "rflags")
+    rax = _word(0, "rax")
+    rbx = _word(1, "rbx")
+    rcx = _word(2, "rcx")
+    rdx = _word(3, "rdx")
+    rsi = _word(4, "rsi")
+    rdi = _word(5, "rdi")
+    rsp = _word(6, "rsp")
+    rbp = _word(7, "rbp")
+    r8 = _word(8, "r8")
+    r9 = _word(9, "r9")
+    r10 = _word(10, "r10")
+    r11 = _word(11, "r11")
+    r12 = _word(12, "r12")
+    r13 = _word(13, "r13")
+    r14 = _word(14, "r14")
+    r15 = _word(15, "r15")
+    rip = _word(16, "rip")
+    rflags = _word(17, "rflags")
 
     def values(self) -> tuple[int, ...]:
         """All eighteen, in the order of ``kvmpy.regs.GENERAL``."""
         if not self._fresh:
             self._refresh()
-        return _ALL_GENERAL.unpack_from(self._bytes)
+        return _unpack_general(self._bytes)
 
     def as_dict(self) -> dict[str, int]:
         """A copy, by name."""
@@ -151,7 +162,7 @@ if [_OFFSETS[name] for name in GENERAL] != [8 * i for i in range(18)]:  # pragma
     raise ImportError("struct kvm_regs is not laid out as this package expects")
 
 
-def _field(struct_name: str, name: str, size: int, doc: str = "") -> Any:
+def _field(struct_name: str, name: str, size: int, doc: str = "") -> _Field:
     """A field of a structure at ``self._offset`` of the special-register page."""
     offset = _ffi.offsetof(struct_name, name)
     bits = 8 * size
@@ -172,7 +183,7 @@ def _field(struct_name: str, name: str, size: int, doc: str = "") -> Any:
         except (TypeError, ValueError):
             raise _does_not_fit(name, value, bits) from None
 
-    return property(get, put, doc=doc or f"{name}, {bits} bits.")
+    return cast("_Field", property(get, put, doc=doc or f"{name}, {bits} bits."))
 
 
 _CODE_TYPES = ("execute", "execute/read", "execute, conforming", "execute/read, conforming")
@@ -192,18 +203,18 @@ class SegmentView:
         self._page, self._name = page, name
         self._offset = _ffi.offsetof("struct kvm_sregs", name)
 
-    base: int = _field("struct kvm_segment", "base", 8)
-    limit: int = _field("struct kvm_segment", "limit", 4, "Limit in bytes, granularity applied.")
-    selector: int = _field("struct kvm_segment", "selector", 2)
-    type: int = _field("struct kvm_segment", "type", 1)
-    present: int = _field("struct kvm_segment", "present", 1)
-    dpl: int = _field("struct kvm_segment", "dpl", 1, "Descriptor privilege level, 0..3.")
-    db: int = _field("struct kvm_segment", "db", 1)
-    s: int = _field("struct kvm_segment", "s", 1)
-    l: int = _field("struct kvm_segment", "l", 1)  # noqa: E741
-    g: int = _field("struct kvm_segment", "g", 1)
-    avl: int = _field("struct kvm_segment", "avl", 1)
-    unusable: int = _field("struct kvm_segment", "unusable", 1)
+    base = _field("struct kvm_segment", "base", 8)
+    limit = _field("struct kvm_segment", "limit", 4, "Limit in bytes, granularity applied.")
+    selector = _field("struct kvm_segment", "selector", 2)
+    type = _field("struct kvm_segment", "type", 1)
+    present = _field("struct kvm_segment", "present", 1)
+    dpl = _field("struct kvm_segment", "dpl", 1, "Descriptor privilege level, 0..3.")
+    db = _field("struct kvm_segment", "db", 1)
+    s = _field("struct kvm_segment", "s", 1)
+    l = _field("struct kvm_segment", "l", 1)  # noqa: E741
+    g = _field("struct kvm_segment", "g", 1)
+    avl = _field("struct kvm_segment", "avl", 1)
+    unusable = _field("struct kvm_segment", "unusable", 1)
 
     @property
     def kind(self) -> str:
@@ -233,8 +244,8 @@ class TableView:
         self._page, self._name = page, name
         self._offset = _ffi.offsetof("struct kvm_sregs", name)
 
-    base: int = _field("struct kvm_dtable", "base", 8)
-    limit: int = _field("struct kvm_dtable", "limit", 2)
+    base = _field("struct kvm_dtable", "base", 8)
+    limit = _field("struct kvm_dtable", "limit", 2)
 
     def __repr__(self) -> str:
         return f"{self._name} base {self.base:016x} limit {self.limit:04x}"
@@ -278,13 +289,13 @@ class SpecialRegisters(_Page):
     ldt: SegmentView = _part("ldt", SegmentView)
     gdt: TableView = _part("gdt", TableView)
     idt: TableView = _part("idt", TableView)
-    cr0: int = _field("struct kvm_sregs", "cr0", 8)
-    cr2: int = _field("struct kvm_sregs", "cr2", 8, "Address of the last page fault.")
-    cr3: int = _field("struct kvm_sregs", "cr3", 8)
-    cr4: int = _field("struct kvm_sregs", "cr4", 8)
-    cr8: int = _field("struct kvm_sregs", "cr8", 8, "Task priority.")
-    efer: int = _field("struct kvm_sregs", "efer", 8)
-    apic_base: int = _field("struct kvm_sregs", "apic_base", 8)
+    cr0 = _field("struct kvm_sregs", "cr0", 8)
+    cr2 = _field("struct kvm_sregs", "cr2", 8, "Address of the last page fault.")
+    cr3 = _field("struct kvm_sregs", "cr3", 8)
+    cr4 = _field("struct kvm_sregs", "cr4", 8)
+    cr8 = _field("struct kvm_sregs", "cr8", 8, "Task priority.")
+    efer = _field("struct kvm_sregs", "efer", 8)
+    apic_base = _field("struct kvm_sregs", "apic_base", 8)
 
     def __iter__(self) -> Iterator[SegmentView]:
         """The segment registers."""

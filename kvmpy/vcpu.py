@@ -9,10 +9,10 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import _native, exits, ioctls
-from .bus import Bus, WriteBatch
+from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import Exit
@@ -38,8 +38,10 @@ _EXIT_LIMIT: int = _lib.SHIM_EXIT_LIMIT
 _DEBUG_EXIT: int = _lib.SHIM_DEBUG_EXIT
 _SINK_ERROR: int = _lib.SHIM_SINK_ERROR
 _CLOSED: int = _lib.SHIM_CLOSED
+_BUSY: int = _lib.SHIM_BUSY
 
 _UNLIMITED = (1 << 64) - 1
+_LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
 _unpack_report = struct.Struct("=5Q").unpack_from
 #: Deferred writes a vCPU holds before a batch handler is called.
 RING_SIZE = 4096
@@ -52,7 +54,7 @@ def _nanoseconds(timeout: float | None) -> int:
         return -1
     if not (timeout >= 0 and math.isfinite(timeout)):
         raise ValueError(f"timeout {timeout!r} is not a number of seconds >= 0")
-    return int(timeout * 1e9)
+    return int(min(timeout * 1e9, _LONGEST))
 
 
 def _exit_budget(max_exits: int | None) -> int:
@@ -93,9 +95,13 @@ class VCPU:
         self._report = whole[report : report + 40]
         self._answer = self._report[32:40].cast("Q")
         self._words = _ffi.new(f"uint64_t[{_lib.SHIM_DECODE_WORDS}]")
-        self._regs = Registers(self._shim)
-        self._sregs = SpecialRegisters(self._shim)
-        self._msrs = Msrs(weakref.WeakMethod(self._settled_fd))
+        # Plain attributes: a property would double what cpu.regs.rax costs.
+        #: General registers, RIP and RFLAGS, live.
+        self.regs: Final = Registers(self._shim)
+        #: Segments, control registers and descriptor tables, live.
+        self.sregs: Final = SpecialRegisters(self._shim)
+        #: Model-specific registers by number or name.
+        self.msrs: Final = Msrs(weakref.WeakMethod(self._settled_fd))
 
     # -- running
 
@@ -109,16 +115,18 @@ class VCPU:
         Raises KvmIoctlError when KVM_RUN itself fails, ClosedError when the vCPU is closed, by
         whomever.
         """
-        regs, sregs = self._regs, self._sregs
+        regs, sregs = self.regs, self.sregs
         if self._pin is not None:
             self._apply_pin()
         nanoseconds, budget = _nanoseconds(timeout), _exit_budget(max_exits)
         handlers = self._bus.handlers
         shim, report = self._shim, self._report
+        regs._fresh = sregs._fresh = False  # also for other threads: they are refused meanwhile
         try:
             stop = _shim_run(shim, nanoseconds, budget)
-            while stop < _EXIT:
-                regs._fresh = sregs._fresh = False
+            while True:  # CPython 3.11 never specializes "while stop < _EXIT" in a single run
+                if stop >= _EXIT:
+                    break
                 if stop == _ACCESS:
                     handler, address, size, is_write, value = _unpack_report(report)
                     if is_write:
@@ -132,12 +140,14 @@ class VCPU:
                 elif stop == _DRAIN:
                     self._drain_sinks()
                 # else: a signal. Python runs its handlers before the next line.
+                regs._fresh = sregs._fresh = False
                 stop = _shim_resume(shim)
         except BaseException:
             regs._fresh = sregs._fresh = False
             _lib.shim_finish(shim)
             raise
-        regs._fresh = sregs._fresh = False
+        if stop == _BUSY:  # refused: the ring, too, belongs to the run under way
+            raise ioctls.ALL["KVM_RUN"].error(self._fd, errno.EBUSY, f"vCPU {self.id}")
         if shim.ring_length:
             self._drain_ring()
         if stop == _EXIT:
@@ -237,11 +247,22 @@ class VCPU:
 
     def _drain_ring(self) -> None:
         shim = self._shim
+        if not shim.ring_size:  # what stopped is the first deferred write: no ring, no room
+            if _lib.shim_vcpu_ring(shim, RING_SIZE):
+                raise MemoryError(f"no memory for a ring of {RING_SIZE} writes")
+            return
         length, shim.ring_length = shim.ring_length, 0
-        with memoryview(_ffi.buffer(shim.ring, length * 32)).cast("B") as raw:
-            words = raw.cast("Q")
-            for handler in self._bus.batch_handlers:
-                handler(WriteBatch(words))
+        # A slice that a handler keeps holds the buffer, the buffer this pointer, and that the ring.
+        ring = _ffi.gc(shim.ring, lambda _, keep=shim: None)
+        with (
+            memoryview(_ffi.buffer(ring, length * 32)).cast("B") as raw,
+            raw.cast("Q") as words,
+        ):
+            handlers = self._bus.batch_handlers
+            parts = split_by_handler(words, len(handlers))
+            for handler, part in zip(handlers, parts, strict=True):
+                if part:
+                    handler(WriteBatch(part))
 
     def _drain_sinks(self) -> None:
         for device in self._bus.devices():
@@ -257,21 +278,6 @@ class VCPU:
             self._pinned_thread = thread
 
     # -- state
-
-    @property
-    def regs(self) -> Registers:
-        """General registers, RIP and RFLAGS, live."""
-        return self._regs
-
-    @property
-    def sregs(self) -> SpecialRegisters:
-        """Segments, control registers and descriptor tables, live."""
-        return self._sregs
-
-    @property
-    def msrs(self) -> Msrs:
-        """Model-specific registers by number or name."""
-        return self._msrs
 
     def enter(
         self,
@@ -302,7 +308,7 @@ class VCPU:
         """Set all of a CpuState: SREGS, then MSRs (FS and GS base are in both), FPU, REGS last."""
         fd = self._settle(_lib.KVM_SYNC_X86_REGS | _lib.KVM_SYNC_X86_SREGS)
         self._set_sregs(fd, state)
-        self._msrs.write(state.msrs)
+        self.msrs.write(state.msrs)
         fpu = _ffi.new("struct kvm_fpu *")
         ioctls.ALL["KVM_GET_FPU"](fd, fpu)
         fpu.fcw, fpu.mxcsr = state.fcw, state.mxcsr
@@ -315,9 +321,7 @@ class VCPU:
         ioctls.ALL["KVM_GET_SREGS"](fd, sregs)  # APIC base and the interrupt bitmap stay
         new = state.sregs
         for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt"):
-            source, target = getattr(new, name), getattr(sregs, name)
-            for field in source.__dataclass_fields__:
-                setattr(target, field, getattr(source, field))
+            setattr(sregs, name, vars(getattr(new, name)))  # same field names: cffi takes a dict
         for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
             setattr(sregs, name, getattr(new, name))
         detail = f"cr0 {new.cr0:#x}, cr4 {new.cr4:#x}, efer {new.efer:#x}"
@@ -366,7 +370,7 @@ class VCPU:
         error = _lib.shim_settle(self._shim, fields)
         if error:
             raise ioctls.ALL["KVM_RUN"].error(fd, -error, "completing the last exit")
-        self._regs._fresh = self._sregs._fresh = False
+        self.regs._fresh = self.sregs._fresh = False
         return fd
 
     def _settled_fd(self) -> int:
@@ -408,7 +412,7 @@ class VCPU:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
-        self._regs._fresh = self._sregs._fresh = False
+        self.regs._fresh = self.sregs._fresh = False
         error = _lib.shim_vcpu_close(self._shim)
         if error:
             raise OSError(-error, os.strerror(-error))

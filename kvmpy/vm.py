@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 
 _lib, _ffi = _native.lib, _native.ffi
 
-_host_cpuid: list[Cpuid] = []
+_supported_cpuid: list[Cpuid] = []
+_host_cpuids: dict[int, Cpuid] = {}
 
 
-def host_cpuid(kvm: KVM) -> Cpuid:
-    """KVM_GET_SUPPORTED_CPUID, asked once per process."""
-    if not _host_cpuid:
-        _host_cpuid.append(kvm.supported_cpuid())
-    return _host_cpuid[0]
+def host_cpuid(kvm: KVM, vcpu_id: int) -> Cpuid:
+    """All that KVM supports, made vCPU ``vcpu_id``'s own.
+
+    KVM is asked once per process, and a table is made once per id.
+    """
+    if not _supported_cpuid:
+        _supported_cpuid.append(kvm.supported_cpuid())
+    cpuid = _host_cpuids.get(vcpu_id)
+    if cpuid is None:
+        cpuid = _host_cpuids[vcpu_id] = _supported_cpuid[0].for_vcpu(vcpu_id)
+    return cpuid
 
 
 class VM(BusMethods):
@@ -106,11 +113,18 @@ class VM(BusMethods):
                     "this KVM has no read-only memory slots", "KVM_CAP_READONLY_MEM"
                 )
             flags = _lib.KVM_MEM_READONLY
-        slot = _ffi.new("struct kvm_userspace_memory_region *")
-        slot.slot, slot.flags = self._next_slot, flags
-        slot.guest_phys_addr, slot.memory_size = region.gpa, region.size
-        slot.userspace_addr = int(_ffi.cast("uintptr_t", _ffi.from_buffer(region.view)))
-        detail = f"slot {slot.slot}, gpa {region.gpa:#x}, size {region.size:#x}"
+        address = int(_ffi.cast("uintptr_t", _ffi.from_buffer(region.view)))
+        slot = _ffi.new(
+            "struct kvm_userspace_memory_region *",
+            {
+                "slot": self._next_slot,
+                "flags": flags,
+                "guest_phys_addr": region.gpa,
+                "memory_size": region.size,
+                "userspace_addr": address,
+            },
+        )
+        detail = f"slot {self._next_slot}, gpa {region.gpa:#x}, size {region.size:#x}"
         ioctls.ALL["KVM_SET_USER_MEMORY_REGION"](self.fileno(), slot, detail)
         region.slot = self._next_slot
         self._next_slot += 1
@@ -126,15 +140,20 @@ class VM(BusMethods):
     ) -> VCPU:
         """KVM_CREATE_VCPU. ``id`` is its APIC id, by default the next one.
 
-        ``pin``: the pCPU that a thread is bound to when it runs this vCPU.
+        ``pin``: the pCPU that a thread is bound to when it runs this vCPU. Raises PinError if
+        this process may not use it.
         ``cpuid``: what CPUID shows: "host" for all that KVM supports, made this vCPU's own; a
         Cpuid table; or None to leave it unset.
         """
         vcpu_id = len(self._vcpus) if id is None else id
+        if pin is not None:
+            from .host.topology import check_pin
+
+            check_pin(pin)
         if isinstance(cpuid, str):
             if cpuid != "host":
                 raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
-            cpuid = host_cpuid(self._kvm).for_vcpu(vcpu_id)
+            cpuid = host_cpuid(self._kvm, vcpu_id)
         vcpu = VCPU(self, vcpu_id, pin)
         # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
         if cpuid is not None:

@@ -22,8 +22,12 @@ static int debugcon_access(struct shim_device *device, struct shim_vcpu *vcpu, u
 		data[0] = 0xe9;
 		return SHIM_CONTINUE;
 	}
-	for (unsigned i = 0; i < size; i++)
-		stop = shim_sink_put(console->sink, vcpu, data[i]);
+	for (unsigned i = 0; i < size; i++) {
+		int result = shim_sink_put(console->sink, vcpu, data[i]);
+
+		if (result != SHIM_CONTINUE)
+			stop = result;
+	}
 	return stop;
 }
 

@@ -12,6 +12,7 @@
 
 #include "shim.h"
 
+#define likely(condition) __builtin_expect(!!(condition), 1)
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
 
 static const struct {
@@ -89,17 +90,40 @@ int shim_hand_over_registers(struct shim_vcpu *vcpu)
 	return 0;
 }
 
-/* KVM_RUN can fail before it has taken the dirty fields (an application processor that waits for
- * its SIPI does), and writes the page all the same. */
-void shim_keep_untaken_edits(struct shim_vcpu *vcpu)
+/*
+ * KVM_RUN can fail before it has taken the dirty fields (an application processor that waits for
+ * its SIPI does), and writes the page all the same: they go in by ioctl. Not after EAGAIN, which
+ * means that INIT or SIPI has just set the registers. What KVM refuses has failed the entry.
+ */
+void shim_set_untaken_edits(struct shim_vcpu *vcpu, int error)
 {
 	uint64_t untaken = vcpu->run->kvm_dirty_regs & vcpu->sync_supported;
 
-	if (unlikely(untaken))
-		for (size_t i = 0; i < GROUPS; i++)
-			if (untaken & groups[i].field)
-				memcpy((char *)vcpu->regs + groups[i].offset,
-				       (char *)vcpu->shadow + groups[i].offset, groups[i].size);
+	if (likely(!untaken))
+		return;
+	vcpu->run->kvm_dirty_regs = 0;
+	vcpu->run->kvm_valid_regs &= ~untaken; /* the page shows neither: have it fetched */
+	for (size_t i = 0; i < GROUPS && error != -EAGAIN; i++)
+		if (untaken & groups[i].field)
+			ioctl(vcpu->fd, groups[i].set, (char *)vcpu->shadow + groups[i].offset);
+}
+
+uint64_t shim_edited(const struct shim_vcpu *vcpu)
+{
+	return edited_fields(vcpu);
+}
+
+/* Write to the page what differs between `edited` and `before`, word by word. */
+void shim_repeat_edits(struct shim_vcpu *vcpu, uint64_t fields, const struct kvm_sync_regs *edited,
+		       const struct kvm_sync_regs *before)
+{
+	for (size_t i = 0; i < GROUPS; i++) {
+		if (!(fields & groups[i].field))
+			continue;
+		for (size_t at = groups[i].offset; at < groups[i].offset + groups[i].size; at += 8)
+			if (memcmp((char *)edited + at, (char *)before + at, 8))
+				memcpy((char *)vcpu->regs + at, (char *)edited + at, 8);
+	}
 }
 
 /* After the last KVM_RUN, before Python has the vCPU again. */

@@ -5,6 +5,7 @@
  * group (enum shim_stop) leave the run open: the caller settles them and calls shim_resume().
  */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <x86intrin.h>
@@ -38,10 +39,43 @@ static int timed_kvm_run(struct shim_vcpu *vcpu)
 	return result;
 }
 
+/*
+ * Registers were edited while their instruction was unfinished (a read before its answer, the
+ * first half of an access): it is finished with the registers it began with, since KVM's emulator
+ * would lose either its result or the edit, and the edit comes on top. -EINTR, or 0 for a further
+ * exit of the same instruction.
+ */
+static int finish_before_edits(struct shim_vcpu *vcpu)
+{
+	struct kvm_sync_regs edited = *vcpu->regs, before = *vcpu->shadow;
+	uint64_t fields = shim_edited(vcpu);
+	int result, error;
+
+	*vcpu->regs = before;
+	vcpu->accessed |= fields;
+	result = shim_hand_over_registers(vcpu);
+	if (result < 0)
+		return result;
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
+	result = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
+	shim_take_registers(vcpu);
+	error = shim_fetch(vcpu, fields);
+	if (error)
+		return error;
+	shim_repeat_edits(vcpu, fields, &edited, &before);
+	return result;
+}
+
 static int kvm_run(struct shim_vcpu *vcpu)
 {
-	int result = likely(vcpu->handed_over) ? 0 : shim_hand_over_registers(vcpu);
+	int result = 0;
 
+	if (unlikely(!vcpu->handed_over)) {
+		if (unlikely(vcpu->pending != SHIM_PENDING_NONE && shim_edited(vcpu)))
+			return finish_before_edits(vcpu);
+		result = shim_hand_over_registers(vcpu);
+	}
 	if (unlikely(result < 0))
 		return result;
 	/* Stale after a failure, so that only a KVM that wrote it can make it MEMORY_FAULT. */
@@ -49,7 +83,7 @@ static int kvm_run(struct shim_vcpu *vcpu)
 	result = unlikely(vcpu->timing) ? timed_kvm_run(vcpu) : ioctl(vcpu->fd, KVM_RUN, 0);
 	if (unlikely(result < 0)) {
 		result = -errno;
-		shim_keep_untaken_edits(vcpu);
+		shim_set_untaken_edits(vcpu, result);
 	}
 	return result;
 }
@@ -59,7 +93,7 @@ static int kvm_run(struct shim_vcpu *vcpu)
 static void lower_flag(struct shim_vcpu *vcpu)
 {
 	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	if (atomic_load(&vcpu->kicked))
+	if (atomic_load(&vcpu->kicked) || atomic_load(&vcpu->signalled))
 		__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 }
 
@@ -136,10 +170,11 @@ static bool describe(struct shim_vcpu *vcpu, struct access *access)
 		access->count = run->io.count;
 		access->is_write = run->io.direction == KVM_EXIT_IO_OUT;
 		access->is_mmio = false;
+		if (access->size > sizeof(uint64_t) || run->io.data_offset > vcpu->run_size ||
+		    (uint64_t)access->size * access->count > vcpu->run_size - run->io.data_offset)
+			return false;
 		access->data = (uint8_t *)run + run->io.data_offset;
-		return run->io.data_offset <= vcpu->run_size &&
-		       (uint64_t)access->size * access->count <=
-			       vcpu->run_size - run->io.data_offset;
+		return true;
 	}
 	if (run->exit_reason == KVM_EXIT_MMIO) {
 		access->address = run->mmio.phys_addr;
@@ -161,7 +196,8 @@ static uint64_t value_of(const struct access *access, unsigned element)
 	return value;
 }
 
-static bool to_ring(struct shim_vcpu *vcpu, const struct access *access, unsigned element)
+static bool to_ring(struct shim_vcpu *vcpu, const struct access *access, unsigned element,
+		    uint32_t handler)
 {
 	struct shim_record *record;
 
@@ -170,7 +206,7 @@ static bool to_ring(struct shim_vcpu *vcpu, const struct access *access, unsigne
 	record = &vcpu->ring[vcpu->ring_length++];
 	record->address = access->address;
 	record->value = value_of(access, element);
-	record->size = access->size | (uint64_t)access->is_mmio << 63;
+	record->size = access->size | (uint64_t)handler << 16 | (uint64_t)access->is_mmio << 63;
 	record->tsc = __rdtsc();
 	return true;
 }
@@ -203,7 +239,7 @@ static int one_element(struct shim_vcpu *vcpu, const struct shim_range *range,
 				   __ATOMIC_RELAXED);
 		return SHIM_CONTINUE;
 	case SHIM_OWNER_RING: /* a read cannot wait for Python: it gives all ones */
-		return access->is_write && !to_ring(vcpu, access, element) ? SHIM_RING
+		return access->is_write && !to_ring(vcpu, access, element, range->handler) ? SHIM_RING
 									    : SHIM_CONTINUE;
 	case SHIM_OWNER_PYTHON:
 		return to_python(vcpu, access, element, range->handler);
@@ -235,6 +271,7 @@ static int dispatch(struct shim_vcpu *vcpu, unsigned first)
 	struct access access;
 	int stop = SHIM_CONTINUE;
 
+	vcpu->elements = 0;
 	if (unlikely(!describe(vcpu, &access))) {
 		vcpu->pending = pending_of(vcpu->run->exit_reason);
 		return SHIM_EXIT;
@@ -281,6 +318,11 @@ static int loop(struct shim_vcpu *vcpu)
 	int stop = SHIM_CONTINUE;
 
 	while (likely(stop == SHIM_CONTINUE)) {
+		if (unlikely(vcpu->stalled)) {
+			stop = shim_sink_wait(vcpu);
+			if (stop != SHIM_CONTINUE)
+				break;
+		}
 		if (unlikely(!vcpu->exits_left))
 			stop = SHIM_EXIT_LIMIT;
 		else
@@ -313,6 +355,7 @@ static void wind_up(struct shim_vcpu *vcpu)
 
 	vcpu->deadline = 0;
 	vcpu->flush_at = 0;
+	vcpu->elements = 0; /* what is left of a string ends with the run */
 	if (vcpu->armed_for && !atomic_load(&vcpu->closed))
 		shim_kick_arm(vcpu);
 	vcpu->flush_error = error == -EAGAIN ? 0 : error;
@@ -323,6 +366,13 @@ static int enter(struct shim_vcpu *vcpu)
 {
 	int error = shim_kick_enter(vcpu);
 
+	/* A run is ours alone: who has the vCPU reads registers for another thread, and is gone in
+	 * a moment. */
+	while (error == -EBUSY && atomic_load(&vcpu->active) &&
+	       atomic_load(&vcpu->owner) == shim_kick_thread()) {
+		sched_yield();
+		error = shim_kick_enter(vcpu);
+	}
 	if (error)
 		return error;
 	if (atomic_load(&vcpu->closed)) {
@@ -350,14 +400,15 @@ static int refused(struct shim_vcpu *vcpu, int error)
 
 /*
  * Run until something stops it: timeout_ns < 0 means no deadline, max_exits UINT64_MAX no limit.
- * SHIM_ERROR with EBUSY: the vCPU is running already.
+ * SHIM_BUSY: the vCPU is running already.
  */
 int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 {
 	int error;
 
 	if (atomic_exchange(&vcpu->active, 1))
-		return refused(vcpu, -EBUSY);
+		return SHIM_BUSY;
+	atomic_store(&vcpu->owner, shim_kick_thread());
 	error = enter(vcpu);
 	if (error) {
 		atomic_store(&vcpu->active, 0);
@@ -365,7 +416,6 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 	}
 	shim_kick_forward();
 	atomic_store(&vcpu->signalled, 0);
-	vcpu->owner = atomic_load(&vcpu->thread);
 	vcpu->exits_left = max_exits;
 	vcpu->deadline = timeout_ns < 0 ? 0 : shim_now() + timeout_ns;
 	error = vcpu->deadline ? shim_kick_arm(vcpu) : 0;
@@ -405,7 +455,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 /* Ends a run that a handler's exception leaves; what it did not answer reads as all ones. */
 void shim_finish(struct shim_vcpu *vcpu)
 {
-	if (!atomic_load(&vcpu->active) || vcpu->owner != shim_kick_thread())
+	if (!atomic_load(&vcpu->active) || atomic_load(&vcpu->owner) != shim_kick_thread())
 		return; /* not our run: it was over already, or refused */
 	if (vcpu->pending == SHIM_PENDING_REPLY)
 		vcpu->pending = SHIM_PENDING_COMPLETE;
@@ -441,8 +491,11 @@ static int complete(struct shim_vcpu *vcpu)
 static int exclusively(struct shim_vcpu *vcpu, int (*action)(struct shim_vcpu *, uint64_t),
 		       uint64_t fields)
 {
-	int result = enter(vcpu);
+	int result;
 
+	if (atomic_load(&vcpu->active) && atomic_load(&vcpu->owner) != shim_kick_thread())
+		return -EBUSY; /* also while that run is in a handler */
+	result = enter(vcpu);
 	if (result)
 		return result;
 	result = action(vcpu, fields);
@@ -466,9 +519,32 @@ int shim_sync(struct shim_vcpu *vcpu, uint64_t fields)
 	return exclusively(vcpu, sync_fields, fields);
 }
 
+/* KVM lets its emulator run this many elements of a string before it looks at immediate_exit. */
+#define MOST_ELEMENTS 1024
+
+/* The vCPU is about to go on elsewhere: its unfinished instruction ends here. Reads without an
+ * answer give all ones, further writes are dropped. */
+static int finish_instruction(struct shim_vcpu *vcpu)
+{
+	struct access access;
+	int error = 0;
+
+	for (unsigned i = 0; i < 2 * MOST_ELEMENTS && !error; i++) {
+		if (vcpu->deferred && describe(vcpu, &access) && !access.is_write)
+			memset(access.data, 0xff, access.size * access.count);
+		if (!vcpu->deferred && vcpu->pending == SHIM_PENDING_NONE)
+			break;
+		vcpu->deferred = false;
+		vcpu->elements = 0;
+		vcpu->pending = SHIM_PENDING_COMPLETE;
+		error = complete(vcpu);
+	}
+	return error;
+}
+
 static int settle_fields(struct shim_vcpu *vcpu, uint64_t fields)
 {
-	int error = complete(vcpu);
+	int error = fields ? finish_instruction(vcpu) : complete(vcpu);
 
 	if (!error)
 		error = shim_write_back(vcpu);
@@ -478,7 +554,8 @@ static int settle_fields(struct shim_vcpu *vcpu, uint64_t fields)
 
 /*
  * Before an ioctl reads or sets the state itself: completion first, then the page's edits; and the
- * page no longer counts as current for `fields`, which the ioctl is about to change.
+ * page no longer counts as current for `fields`, which the ioctl is about to change. A read that
+ * still waits for its answer goes on waiting if there are none.
  */
 int shim_settle(struct shim_vcpu *vcpu, uint64_t fields)
 {

@@ -41,6 +41,7 @@ enum shim_stop {
 	SHIM_SINK_ERROR = 13, /* writing a sink's bytes failed with -report.value */
 	SHIM_ERROR = 14,      /* KVM_RUN failed with -report.value */
 	SHIM_CLOSED = 15,     /* the vCPU was closed, by another thread or by a handler */
+	SHIM_BUSY = 16,       /* refused: a run is under way; nothing of it was touched */
 };
 #define SHIM_CONTINUE (-1) /* from a device: handled, go on */
 
@@ -99,8 +100,11 @@ int shim_bus_flush(struct shim_bus *bus);
 
 /* Bytes on their way out. With a file descriptor they are written at a newline, when the buffer
  * is full, after SHIM_FLUSH_NS at the latest and whenever a run ends; without one they wait for
- * shim_sink_take(). */
-#define SHIM_SINK_SIZE 4096
+ * shim_sink_take(). From SHIM_SINK_FULL bytes on it is full; the room above is for what a guest
+ * prints while its run is being ended: KVM runs up to 1024 elements of a string I/O instruction, of
+ * 4 bytes at most, before it looks at immediate_exit. */
+#define SHIM_SINK_SIZE 8448
+#define SHIM_SINK_FULL 3840
 #define SHIM_FLUSH_NS 10000000
 
 struct shim_sink {
@@ -116,6 +120,7 @@ struct shim_sink *shim_sink_new(int fd);
 void shim_sink_free(struct shim_sink *sink);
 void shim_sink_redirect(struct shim_sink *sink, int fd);
 int shim_sink_put(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte);
+int shim_sink_wait(struct shim_vcpu *vcpu);
 int shim_sink_flush(struct shim_sink *sink);
 unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size);
 
@@ -146,7 +151,7 @@ void shim_device_free(struct shim_device *device);
 struct shim_record {
 	uint64_t address;
 	uint64_t value;
-	uint64_t size; /* bytes; bit 63: MMIO */
+	uint64_t size; /* bytes; bits 16-47: the range's handler; bit 63: MMIO */
 	uint64_t tsc;
 };
 
@@ -165,10 +170,11 @@ struct shim_vcpu {
 	size_t run_size;
 	struct shim_bus *bus;
 
+	int process; /* that made it */
 	_Atomic int closed;
 	_Atomic int active; /* a run is under way, in C or in a Python handler */
 	_Atomic int thread; /* in C with this vCPU, 0: none. Kickers read it. */
-	int owner;          /* the thread whose run is under way */
+	_Atomic int owner;  /* the thread whose run is under way */
 	_Atomic int kicked;
 	_Atomic int signalled; /* set by our handler, on this thread: number of the signal */
 
@@ -196,6 +202,7 @@ struct shim_vcpu {
 	int64_t armed_for;
 	timer_t timer;
 	int timer_thread; /* the thread the timer signals, 0: no timer yet */
+	struct shim_sink *stalled; /* is full: the guest waits for its reader */
 	int slot;         /* among the running threads */
 
 	struct shim_record *ring;
@@ -225,7 +232,10 @@ int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
 /* ------------------------------------------------------------------ registers.c */
 
 int shim_hand_over_registers(struct shim_vcpu *vcpu);
-void shim_keep_untaken_edits(struct shim_vcpu *vcpu);
+void shim_set_untaken_edits(struct shim_vcpu *vcpu, int error);
+uint64_t shim_edited(const struct shim_vcpu *vcpu);
+void shim_repeat_edits(struct shim_vcpu *vcpu, uint64_t fields, const struct kvm_sync_regs *edited,
+		       const struct kvm_sync_regs *before);
 void shim_take_registers(struct shim_vcpu *vcpu);
 int shim_write_back(struct shim_vcpu *vcpu);
 int shim_fetch(struct shim_vcpu *vcpu, uint64_t fields);

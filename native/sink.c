@@ -29,13 +29,13 @@ void shim_sink_free(struct shim_sink *sink)
 }
 
 #define STALL_MS 50
-#define RESERVE 256 /* bytes kept free for what a guest prints while its run is being ended */
+#define WRITE_SIZE 4096 /* PIPE_BUF: a pipe that polls as writable takes it without blocking */
 
 /*
  * Write what there is. A reader that does not keep up (a full pipe, a stopped terminal) gives
  * -EAGAIN after STALL_MS, and the bytes stay; waiting longer here could sleep through a kick that
- * came just before. Any other error is remembered and the bytes are dropped: a reader that went
- * away must not stop the guest again and again.
+ * came just before. Any other error is remembered, and the bytes are dropped, these and all that
+ * come before the next redirect: a reader that went away must not stop the guest again and again.
  */
 static int flush_locked(struct shim_sink *sink)
 {
@@ -48,8 +48,11 @@ static int flush_locked(struct shim_sink *sink)
 		struct pollfd ready = { .fd = sink->fd, .events = POLLOUT };
 		int n = poll(&ready, 1, STALL_MS);
 
+		unsigned length = sink->length - done;
+
 		if (n > 0)
-			n = write(sink->fd, sink->bytes + done, sink->length - done);
+			n = write(sink->fd, sink->bytes + done,
+				  length < WRITE_SIZE ? length : WRITE_SIZE);
 		else if (n == 0)
 			error = -EAGAIN;
 		if (n > 0)
@@ -97,16 +100,17 @@ static int put_locked(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t by
 	int error = 0;
 
 	sink->total++;
+	if (sink->error)
+		return SHIM_CONTINUE; /* said once: its reader is gone */
 	if (sink->length < SHIM_SINK_SIZE)
 		sink->bytes[sink->length++] = byte;
-	full = sink->length > SHIM_SINK_SIZE - RESERVE;
+	full = sink->length > SHIM_SINK_FULL;
 	if (sink->fd < 0)
 		return full ? SHIM_DRAIN : SHIM_CONTINUE;
-	/* A full line holds the guest back, as hardware flow control does. */
 	if (byte == '\n' || full)
-		do
-			error = flush_locked(sink);
-		while (error == -EAGAIN && full && !wanted_out(vcpu));
+		error = flush_locked(sink);
+	if (error == -EAGAIN && full)
+		vcpu->stalled = sink;
 	if (error && error != -EAGAIN) {
 		vcpu->report.value = -error;
 		return SHIM_SINK_ERROR;
@@ -128,6 +132,32 @@ int shim_sink_put(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte)
 	result = put_locked(sink, vcpu, byte);
 	pthread_mutex_unlock(&sink->lock);
 	return result;
+}
+
+/*
+ * A full line holds the guest back, as hardware flow control does: not before there is room, or
+ * somebody wants it out, does it go on. In the second case it must not print more, so it is not
+ * entered: KVM_RUN gives EINTR. Returns SHIM_CONTINUE or SHIM_SINK_ERROR.
+ */
+int shim_sink_wait(struct shim_vcpu *vcpu)
+{
+	struct shim_sink *sink = vcpu->stalled;
+	int error = -EAGAIN;
+
+	while (error == -EAGAIN && !wanted_out(vcpu)) {
+		pthread_mutex_lock(&sink->lock);
+		error = sink->length > SHIM_SINK_FULL ? flush_locked(sink) : 0;
+		pthread_mutex_unlock(&sink->lock);
+	}
+	if (error == -EAGAIN) {
+		__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+		return SHIM_CONTINUE;
+	}
+	vcpu->stalled = NULL;
+	if (!error)
+		return SHIM_CONTINUE;
+	vcpu->report.value = -error;
+	return SHIM_SINK_ERROR;
 }
 
 unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size)

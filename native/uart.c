@@ -110,6 +110,15 @@ static void queue_put(struct shim_uart *uart, uint8_t byte)
 	uart->queue[(uart->head + uart->length++) % QUEUE_SIZE] = byte;
 }
 
+static void tell_of_space(struct shim_uart *uart)
+{
+	uint64_t one = 1;
+
+	if (uart->space_eventfd >= 0 && uart->length <= QUEUE_SIZE / 2 &&
+	    write(uart->space_eventfd, &one, sizeof(one)) == sizeof(one))
+		uart->space_eventfd = -1;
+}
+
 static uint8_t receive_read(struct shim_uart *uart)
 {
 	uint8_t byte;
@@ -119,12 +128,7 @@ static uint8_t receive_read(struct shim_uart *uart)
 	byte = uart->queue[uart->head];
 	uart->head = (uart->head + 1) % QUEUE_SIZE;
 	uart->length--;
-	if (uart->space_eventfd >= 0 && uart->length <= QUEUE_SIZE / 2) {
-		uint64_t one = 1;
-
-		if (write(uart->space_eventfd, &one, sizeof(one)) == sizeof(one))
-			uart->space_eventfd = -1;
-	}
+	tell_of_space(uart);
 	return byte;
 }
 
@@ -217,16 +221,15 @@ static void loop_back(struct shim_uart *uart, uint8_t byte)
 		uart->overrun = LSR_OVERRUN;
 }
 
-static int transmit(struct shim_uart *uart, struct shim_vcpu *vcpu, uint8_t byte)
+/* Gives the byte that goes to the sink, -1 for none. */
+static int transmit(struct shim_uart *uart, uint8_t byte)
 {
-	int stop = SHIM_CONTINUE;
+	bool looped = uart->mcr & MCR_LOOP;
 
-	if (uart->mcr & MCR_LOOP)
+	if (looped)
 		loop_back(uart, byte);
-	else
-		stop = shim_sink_put(uart->sink, vcpu, byte);
 	uart->transmit_interrupt = true;
-	return stop;
+	return looped ? -1 : byte;
 }
 
 static void set_ier(struct shim_uart *uart, uint8_t value)
@@ -241,16 +244,16 @@ static void set_fcr(struct shim_uart *uart, uint8_t value)
 {
 	if ((value & FCR_CLEAR_RECEIVE) || ((value ^ uart->fcr) & FCR_ENABLE))
 		uart->length = 0;
+	tell_of_space(uart);
 	uart->fcr = value & FCR_ENABLE ? value & 0xc9 : 0;
 }
 
-static int write_register(struct shim_uart *uart, struct shim_vcpu *vcpu, unsigned index,
-			  uint8_t value)
+static int write_register(struct shim_uart *uart, unsigned index, uint8_t value)
 {
 	switch (index) {
 	case RBR_THR:
 		if (!(uart->lcr & LCR_DLAB))
-			return transmit(uart, vcpu, value);
+			return transmit(uart, value);
 		uart->dll = value;
 		break;
 	case IER:
@@ -275,7 +278,7 @@ static int write_register(struct shim_uart *uart, struct shim_vcpu *vcpu, unsign
 	default: /* LSR and MSR are read-only outside the factory */
 		break;
 	}
-	return SHIM_CONTINUE;
+	return -1;
 }
 
 /* A wide access is one byte access per register, as the bus would split it. */
@@ -283,7 +286,7 @@ static int uart_access(struct shim_device *device, struct shim_vcpu *vcpu, uint6
 		       uint8_t *data, unsigned size, bool is_write)
 {
 	struct shim_uart *uart = (struct shim_uart *)device;
-	int stop = SHIM_CONTINUE;
+	int sent = -1; /* one at most: no access is wider than the eight registers */
 
 	pthread_mutex_lock(&uart->lock);
 	for (unsigned i = 0; i < size; i++) {
@@ -292,15 +295,17 @@ static int uart_access(struct shim_device *device, struct shim_vcpu *vcpu, uint6
 		if (!is_write) {
 			data[i] = read_register(uart, index);
 		} else {
-			int result = write_register(uart, vcpu, index, data[i]);
+			int result = write_register(uart, index, data[i]);
 
-			if (result != SHIM_CONTINUE)
-				stop = result;
+			if (result >= 0)
+				sent = result;
 		}
 	}
 	update_interrupt(uart);
 	pthread_mutex_unlock(&uart->lock);
-	return stop;
+	/* Outside the lock: the sink can hold this thread for as long as its reader is slow, and
+	 * that reader may be about to call shim_uart_receive(). */
+	return sent < 0 ? SHIM_CONTINUE : shim_sink_put(uart->sink, vcpu, sent);
 }
 
 static int uart_flush(struct shim_device *device)

@@ -33,6 +33,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 		return NULL;
 	}
 	vcpu->fd = fd;
+	vcpu->process = getpid();
 	vcpu->run = run;
 	vcpu->run_size = run_size;
 	vcpu->bus = bus;
@@ -49,6 +50,9 @@ int shim_vcpu_close(struct shim_vcpu *vcpu)
 
 	if (atomic_exchange(&vcpu->closed, 1))
 		return 0;
+	/* After a fork that thread is in the other process, and so is the timer. */
+	if (vcpu->process != getpid())
+		vcpu->thread = vcpu->timer_thread = 0;
 	while (atomic_load(&vcpu->thread)) {
 		shim_kick(vcpu);
 		nanosleep(&pause, NULL);

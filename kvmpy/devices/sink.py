@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 from .. import _native
@@ -53,6 +55,18 @@ class Sink:
         output = self.output
         self._kept.clear()
         return output
+
+    def flush(self) -> int:
+        """Write to the descriptor what waits for its reader. Returns how many bytes still do: the
+        reader does not keep up. Raises OSError for a write that failed, now or since the last
+        redirect(): its bytes are lost."""
+        code = _lib.shim_sink_flush(self._sink)
+        if code in (0, -errno.EAGAIN):
+            code = self._sink.error
+        if code:
+            raise OSError(-code, os.strerror(-code))
+        waiting: int = self._sink.length if self._sink.fd >= 0 else 0
+        return waiting
 
     def redirect(self, fd: int | None) -> None:
         """Send what comes from now on to another descriptor, or to memory."""

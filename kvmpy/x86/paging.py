@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from functools import lru_cache
 from typing import Final
 
 from kvmpy.x86.layout import GIB, MIB, PAGE_SIZE, MemoryLike, SupervisorArea
@@ -29,7 +30,12 @@ _PAGE: Final = PRESENT | WRITABLE | ACCESSED | DIRTY
 
 def _entries(base: int, size: int, step: int, flags: int, typecode: str) -> array[int]:
     """Entries for the pages of `step` bytes in `size` bytes from `base`, all with `flags`."""
-    return array(typecode, range(base | flags, (base | flags) + size, step))
+    return array(typecode, _table(base | flags, size, step, typecode))
+
+
+@lru_cache(maxsize=16)  # scripts make many small guests that are alike
+def _table(first: int, size: int, step: int, typecode: str) -> bytes:
+    return array(typecode, range(first, first + size, step)).tobytes()
 
 
 def _page_table(area: SupervisorArea, block: int, block_size: int, typecode: str) -> bytes:

@@ -76,8 +76,10 @@ def test_page_fault_in_paged_mode(start):
     assert (exit.vector, exit.error_code, exit.cr2) == (14, 7, 0xFF0000)
 
 
-@pytest.mark.parametrize("ring", [pytest.param(0, marks=pytest.mark.not_on(
-    "kvm_pvm", reason="cannot run INT n in ring 0")), 3])
+NO_INT = pytest.mark.not_on("kvm_pvm", reason="cannot run INT n in ring 0")
+
+
+@pytest.mark.parametrize("ring", [pytest.param(0, marks=NO_INT), 3])
 @pytest.mark.parametrize("mode", FLAT)
 def test_breakpoint(start, module, mode, ring):
     """INT3 is a trap: RIP is after it."""
@@ -126,9 +128,17 @@ def test_real_mode_faults(start, vector):
     assert (exit.vector, exit.error_code, exit.rip, exit.report.cs) == (vector, None, 0x7C04, 0)
 
 
-@pytest.mark.parametrize("vector", [0x10, 0x13, 0x21, 0x80, 0xFF])
+NEGATIVE = pytest.mark.not_on(
+    "kvm_pvm", reason="never gets past INT n with n >= 0x80 in real mode: the emulator takes n as signed"
+)
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [0x10, 0x13, 0x21, pytest.param(0x80, marks=NEGATIVE), pytest.param(0xFF, marks=NEGATIVE)],
+)
 def test_real_mode_int_n(start, vector):
-    """INT n in real mode, without a BIOS: which one is named (kvm_pvm's emulator runs it too)."""
+    """INT n in real mode, without a BIOS: which one is named."""
     exit = exception(start(f"nop; int {vector}", REAL, at=0x7C00))
     assert (exit.vector, exit.report.software, exit.rip) == (vector, True, 0x7C03)
 
@@ -143,9 +153,9 @@ def test_triple_fault(start, vm):
     text = cpu.explain(exit)
     assert "triple fault" in text
     assert "IDT" in text
+    start("ud2; hlt", LONG, 0, vcpu=cpu)
+    cpu.sregs.idt.limit = 0
     with pytest.raises(kvmpy.UnexpectedExitError, match="triple fault") as info:
-        start("ud2; hlt", LONG, 0, vcpu=cpu) and None
-        cpu.sregs.idt.limit = 0
         cpu.expect(kvmpy.Hlt, timeout=5)
     assert isinstance(info.value.exit, kvmpy.Shutdown)
 

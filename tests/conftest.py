@@ -1,0 +1,282 @@
+"""Rules and fixtures for all tests.
+
+Tests in tests/kvm need a usable /dev/kvm (marker ``kvm``). Without one they are skipped with the
+reason, or fail when KVMPY_REQUIRE_KVM=1 is set. ``not_on(module, reason)`` leaves a test out on one
+KVM module. What was left out is listed in one table at the end.
+
+No test can hang the session: each has a hard limit, after which the process dumps all stacks and
+exits.
+"""
+
+from __future__ import annotations
+
+import collections
+import faulthandler
+import functools
+import gc
+import os
+import shlex
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+NATIVE = TESTS.parent / "native"
+
+#: Seconds a test may take before the session is ended; far above what any needs.
+HARD_LIMIT, HARD_LIMIT_SLOW = 60, 900
+#: Emulated machines are slow, and their clocks are not the host's.
+RIG = os.environ.get("KVMPY_RIG", "")
+RIG_FACTOR = 10 if RIG else 1
+
+_stderr = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "not_on(module, reason): left out on this KVM module, for this reason"
+    )
+    config.stash[_stderr] = os.dup(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(TESTS / "kvm"):
+            item.add_marker(pytest.mark.kvm)
+
+
+# ---------------------------------------------------------------- what can run here
+
+
+@functools.cache
+def kvm_trouble() -> str:
+    """Why no guest can be run here, or ""."""
+    import kvmpy
+
+    try:
+        with kvmpy.KVM() as kvm:
+            os.close(kvm.create_vm())
+    except kvmpy.KvmUnavailableError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def module_name() -> str:
+    """The vendor module behind /dev/kvm."""
+    from kvmpy.host import backend
+
+    return backend.module_name()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kvm") is None:
+        return
+    trouble = kvm_trouble()
+    if trouble and os.environ.get("KVMPY_REQUIRE_KVM") == "1":
+        pytest.fail(f"KVMPY_REQUIRE_KVM=1, and there is no usable KVM: {trouble}", pytrace=False)
+    if trouble:
+        pytest.skip(trouble)
+    for mark in item.iter_markers("not_on"):
+        (module,) = mark.args
+        if module == module_name():
+            pytest.skip(f"{module}: {mark.kwargs['reason']}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: object) -> Iterator[None]:
+    limit = HARD_LIMIT_SLOW if item.get_closest_marker("slow") else HARD_LIMIT
+    faulthandler.dump_traceback_later(
+        limit * RIG_FACTOR, exit=True, file=item.config.stash[_stderr]
+    )
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    counts: collections.Counter[str] = collections.Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        counts[reason.removeprefix("Skipped: ")] += 1
+    for report in terminalreporter.stats.get("xfailed", ()):
+        counts[f"known failure: {report.wasxfail}"] += 1
+    deselected = len(terminalreporter.stats.get("deselected", ()))
+    if deselected:
+        counts["deselected on the command line"] += deselected
+    if not counts:
+        return
+    terminalreporter.section("left out, and why")
+    for reason, count in counts.most_common():
+        terminalreporter.write_line(f"{count:>6}  {reason}")
+
+
+# ---------------------------------------------------------------- nothing is left behind
+
+
+def kvm_descriptors() -> list[str]:
+    """What KVM descriptors this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the descriptor of the listing itself
+        if "kvm" in target:
+            found.append(f"{name} -> {target}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each KVM test: no KVM descriptor and no thread more than before."""
+    if request.node.get_closest_marker("kvm") is None:
+        yield
+        return
+    descriptors, threads = len(kvm_descriptors()), threading.active_count()
+    yield
+    if len(kvm_descriptors()) > descriptors:
+        gc.collect()
+    assert len(kvm_descriptors()) <= descriptors, f"left open: {kvm_descriptors()}"
+    assert threading.active_count() <= threads, f"still running: {threading.enumerate()}"
+
+
+# ---------------------------------------------------------------- guests
+
+
+@pytest.fixture
+def module() -> str:
+    """The KVM module: kvm_pvm, kvm_amd, kvm_intel."""
+    return module_name()
+
+
+@pytest.fixture
+def vm() -> Iterator[Any]:
+    """A VM with 16 MiB of memory and no devices."""
+    import kvmpy
+
+    with kvmpy.VM(memory="16M") as machine:
+        yield machine
+
+
+CODE = 0x1000
+
+
+@pytest.fixture
+def start(vm: Any) -> Callable[..., Any]:
+    """``start(code, mode=, ring=, at=, vcpu=, **options)``: a vCPU of ``vm``, about to run it.
+
+    ``code`` is Intel-syntax assembly or bytes; options are :meth:`kvmpy.VCPU.enter`'s.
+    """
+    import kvmpy
+
+    def start(
+        code: str | bytes,
+        mode: Any = kvmpy.LONG_MODE,
+        ring: int = 0,
+        *,
+        at: int = CODE,
+        vcpu: Any = None,
+        **options: Any,
+    ) -> Any:
+        if isinstance(code, str):
+            code = kvmpy.asm(code, mode.bits, org=at)
+        vm.load(code, at=at)
+        cpu = vm.vcpu() if vcpu is None else vcpu
+        cpu.enter(mode, rip=at, ring=ring, **options)
+        return cpu
+
+    return start
+
+
+class Runner(threading.Thread):
+    """Runs a vCPU in a thread of its own; ``result()`` gives the exit or raises the error."""
+
+    def __init__(self, cpu: Any, **budget: Any):
+        super().__init__(daemon=True)
+        self._cpu, self._budget = cpu, budget
+        self._exit: Any = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._exit = self._cpu.run(**self._budget)
+        except BaseException as error:
+            self._error = error
+
+    def result(self, seconds: float = 20.0) -> Any:
+        self.join(seconds * RIG_FACTOR)
+        assert not self.is_alive(), "the run has not come back"
+        if self._error is not None:
+            raise self._error
+        return self._exit
+
+
+@pytest.fixture
+def run_in_thread() -> Callable[..., Runner]:
+    """``run_in_thread(cpu, **budget)``: a Runner, started."""
+    return Runner
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """``wait_until(condition)``: polls until it is true; fails after 20 s."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        end = time.monotonic() + 20 * RIG_FACTOR
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.001)
+
+    return wait
+
+
+# ---------------------------------------------------------------- C programs
+
+
+@pytest.fixture(scope="session")
+def native_program(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Callable[..., subprocess.CompletedProcess[str]]]:
+    """``native_program("dispatch_test.c")``: builds tests/native/dispatch_test.c with the whole
+    shim, and gives a function that runs it with the arguments.
+
+    KVMPY_NATIVE_CFLAGS adds compiler options (sanitizers); KVMPY_NATIVE_RUNNER is put before the
+    program (valgrind).
+    """
+    directory = tmp_path_factory.mktemp("native")
+    flags = shlex.split(os.environ.get("KVMPY_NATIVE_CFLAGS", ""))
+    runner = shlex.split(os.environ.get("KVMPY_NATIVE_RUNNER", ""))
+
+    @functools.cache
+    def build(name: str, *options: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+        compiler = shlex.split(os.environ.get("CC", "gcc"))
+        if shutil.which(compiler[0]) is None:
+            pytest.skip("no C compiler: the C tests of the shim need one (apt install gcc)")
+        if not NATIVE.is_dir():
+            pytest.skip("the C sources of the shim are not here")
+        program = directory / name.removesuffix(".c")
+        command = [
+            *compiler, "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *flags,
+            f"-I{NATIVE}", "-o", str(program), str(TESTS / "native" / name),
+            *sorted(map(str, NATIVE.glob("*.c"))), "-pthread", *options,
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*runner, str(program), *arguments], capture_output=True, text=True,
+                timeout=HARD_LIMIT_SLOW * RIG_FACTOR, check=False,
+            )  # fmt: skip
+
+        return run
+
+    return build

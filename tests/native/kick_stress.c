@@ -1,0 +1,168 @@
+/*
+ * Kicks at random moments: none may be lost.
+ *
+ *     kick_stress [KICKS [SEED]]
+ *
+ * One thread runs a guest that never exits by itself; the other kicks it, waits for the run to end,
+ * and kicks again after a random while: before the run, while it is being entered, in the guest,
+ * while it leaves. A kick that is lost leaves the guest spinning: a watchdog then tells where.
+ *
+ * On the real KVM. The guest is `1: jmp 1b` in 64-bit ring 3, which every module runs natively.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+#define MEMORY (1 << 20)
+#define CODE 0x8000
+#define LOST_AFTER_S 30
+
+#define NEED(call)                                                                             \
+	do {                                                                                   \
+		if ((call) < 0) {                                                              \
+			fprintf(stderr, "%s: %s\n", #call, strerror(errno));                   \
+			exit(2);                                                               \
+		}                                                                              \
+	} while (0)
+
+static struct shim_vcpu *vcpu;
+static _Atomic unsigned long ended, kicked;
+static unsigned long total = 1000000;
+
+static struct kvm_segment segment(uint16_t selector, uint8_t type, bool code)
+{
+	return (struct kvm_segment){ .limit = 0xffffffff, .selector = selector, .type = type,
+				     .present = 1, .dpl = 3, .db = !code, .s = 1, .l = code, .g = 1 };
+}
+
+/* Long mode, ring 3: one 2 MiB page maps the memory. No exception ever happens. */
+static void enter_ring_3(int fd, uint8_t *memory)
+{
+	uint64_t *pml4 = (uint64_t *)(memory + 0x1000), *pdpt = (uint64_t *)(memory + 0x2000),
+		 *pd = (uint64_t *)(memory + 0x3000);
+	struct kvm_regs regs = { .rip = CODE, .rsp = 0x9000, .rflags = 2 };
+	struct kvm_sregs sregs;
+
+	pml4[0] = 0x2007, pdpt[0] = 0x3007, pd[0] = 0x87;
+	memcpy(memory + CODE, "\xeb\xfe", 2);
+	NEED(ioctl(fd, KVM_GET_SREGS, &sregs));
+	sregs.cs = segment(0x33, 11, true);
+	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment(0x2b, 3, false);
+	sregs.tr = (struct kvm_segment){ .limit = 0x67, .selector = 0x40, .type = 11, .present = 1,
+					 .base = 0x5000 };
+	sregs.cr0 = 0x80050033, sregs.cr3 = 0x1000, sregs.cr4 = 0x20, sregs.efer = 0xd01;
+	NEED(ioctl(fd, KVM_SET_SREGS, &sregs));
+	NEED(ioctl(fd, KVM_SET_REGS, &regs));
+}
+
+static void set_cpuid(int kvm, int fd)
+{
+	struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + 256 * sizeof(cpuid->entries[0]));
+
+	cpuid->nent = 256;
+	NEED(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid));
+	NEED(ioctl(fd, KVM_SET_CPUID2, cpuid));
+	free(cpuid);
+}
+
+static void *run_until_all_are_done(void *nothing)
+{
+	while (atomic_load(&ended) < total) {
+		int stop = shim_run(vcpu, -1, UINT64_MAX);
+
+		while (stop == SHIM_SIGNAL) /* an echo of the kick before */
+			stop = shim_resume(vcpu);
+		if (stop != SHIM_KICKED) {
+			fprintf(stderr, "run %lu ended with %d, value %llu\n", ended, stop,
+				(unsigned long long)vcpu->report.value);
+			exit(1);
+		}
+		atomic_fetch_add(&ended, 1);
+	}
+	return nothing;
+}
+
+static void *watch(void *nothing)
+{
+	for (unsigned long last = -1UL; atomic_load(&ended) < total;) {
+		if (ended == last) {
+			fprintf(stderr, "kick %lu was lost: %lu runs ended\n", kicked, ended);
+			_exit(1);
+		}
+		last = ended;
+		for (unsigned i = 0; i < LOST_AFTER_S * 10 && ended < total; i++)
+			usleep(100000);
+	}
+	return nothing;
+}
+
+static void spin(unsigned iterations)
+{
+	for (volatile unsigned i = 0; i < iterations; i++)
+		;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned seed = argc > 2 ? strtoul(argv[2], NULL, 0) : 1;
+	struct shim_bus *bus = shim_bus_new();
+	struct kvm_userspace_memory_region slot = { .memory_size = MEMORY };
+	pthread_t runner, watchdog;
+	uint8_t *memory;
+	int kvm, vm, fd, error;
+	int64_t begin, ns;
+
+	if (argc > 1)
+		total = strtoul(argv[1], NULL, 0);
+	memory = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	NEED(kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC));
+	NEED(vm = ioctl(kvm, KVM_CREATE_VM, 0));
+	NEED(ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000));
+	slot.userspace_addr = (uintptr_t)memory;
+	NEED(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot));
+	NEED(fd = ioctl(vm, KVM_CREATE_VCPU, 0));
+	set_cpuid(kvm, fd);
+	enter_ring_3(fd, memory);
+	vcpu = shim_vcpu_new(fd, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), bus,
+			     ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS), &error);
+	if (!vcpu) {
+		fprintf(stderr, "no vCPU: %s\n", strerror(-error));
+		return 2;
+	}
+	begin = shim_now();
+	pthread_create(&runner, NULL, run_until_all_are_done, NULL);
+	pthread_create(&watchdog, NULL, watch, NULL);
+	for (kicked = 1; kicked <= total; kicked++) {
+		unsigned dice = rand_r(&seed) >> 4;
+
+		/* mostly about the time that entering takes; now and then long in the guest */
+		if (dice % 1024 == 0)
+			usleep(dice % 200);
+		else
+			spin(dice % 4096);
+		shim_kick(vcpu);
+		while (atomic_load(&ended) < kicked)
+			if (dice & 1)
+				sched_yield();
+	}
+	pthread_join(runner, NULL);
+	ns = shim_now() - begin;
+	pthread_join(watchdog, NULL);
+	printf("%lu kicks, none lost, %.0f kicks/s\n", total, total / (ns / 1e9));
+	shim_vcpu_free(vcpu);
+	shim_bus_free(bus);
+	munmap(memory, MEMORY);
+	close(vm);
+	close(kvm);
+	return 0;
+}

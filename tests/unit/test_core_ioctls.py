@@ -1,0 +1,120 @@
+"""The table of ioctls, and what errors say."""
+
+import errno
+import os
+
+import pytest
+
+import kvmpy
+from kvmpy import _native, errors, ioctls
+
+
+@pytest.mark.parametrize("ioctl", ioctls.ALL.values(), ids=ioctls.ALL)
+def test_row(ioctl):
+    """KVM's magic number; a structure has the size that the request encodes, where it encodes one."""
+    assert ioctl.request >> 8 & 0xFF == 0xAE
+    assert getattr(ioctls, ioctl.name) is ioctl
+    assert ioctl.fd in ("system", "vm", "vcpu", "vm or vcpu")
+    assert ioctl.section.startswith("4.")
+    assert ioctl.name in repr(ioctl)
+    if ioctl.argument:
+        declared = _native.ffi.sizeof(ioctl.argument)
+        variable = {"struct kvm_msrs", "struct kvm_cpuid2", "struct kvm_msr_list"}
+        if ioctl.argument in variable:
+            assert ioctl.size <= declared
+        else:
+            assert ioctl.size == declared
+    else:
+        assert ioctl.size == 0
+    assert ioctl.capability is None or ioctl.capability.startswith("KVM_CAP_")
+
+
+def test_every_request_of_the_shim_has_a_row():
+    """What the C side declares and what the table has are the same."""
+    declared = {
+        name
+        for name in dir(_native.lib)
+        if name.startswith("KVM_") and isinstance(getattr(_native.lib, name), int)
+        and getattr(_native.lib, name) >> 8 & 0xFF == 0xAE and getattr(_native.lib, name) >= 0xAE00
+        and not name.startswith(("KVM_CAP_", "KVM_EXIT_"))
+    }  # fmt: skip
+    assert declared == set(ioctls.ALL)
+
+
+def test_unknown_name():
+    """An AttributeError, as of any module."""
+    with pytest.raises(AttributeError, match="KVM_NOTHING"):
+        _ = ioctls.KVM_NOTHING
+
+
+def test_numbers():
+    """A few, against the kernel's header."""
+    assert ioctls.KVM_GET_API_VERSION.request == 0xAE00
+    assert ioctls.KVM_CREATE_VM.request == 0xAE01
+    assert ioctls.KVM_RUN.request == 0xAE80
+    assert ioctls.KVM_GET_REGS.request == 0x8090_AE81
+    assert ioctls.KVM_SET_SREGS.request == 0x4138_AE84
+
+
+def test_buffer_must_be_large_enough_and_writable():
+    """Checked before the kernel is asked: no KVM descriptor is needed to find out."""
+    with pytest.raises(ValueError, match="takes 144 bytes of struct kvm_regs"):
+        ioctls.KVM_GET_REGS.raw(-1, bytearray(143))
+    assert ioctls.KVM_GET_REGS.raw(-1, bytearray(144)) == -errno.EBADF
+    with pytest.raises((BufferError, TypeError)):
+        ioctls.KVM_GET_REGS.raw(-1, bytes(144))
+
+
+def test_error_text():
+    """NAME(argument) failed with ERRNO: hint."""
+    error = kvmpy.KvmIoctlError("KVM_SET_SREGS", errno.EINVAL, "cr0 0x11")
+    assert str(error).startswith("KVM_SET_SREGS(cr0 0x11) failed with EINVAL: KVM refuses this")
+    assert error.errno == errno.EINVAL
+    assert str(kvmpy.KvmIoctlError("KVM_FOO", errno.EXDEV)) == "KVM_FOO failed with EXDEV"
+    assert "9999" in str(kvmpy.KvmIoctlError("KVM_FOO", 9999))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOTTY, errno.EBADF, errno.EMFILE, errno.ENOMEM])
+def test_general_hints(code):
+    """An errno that always means the same has its hint for every ioctl."""
+    assert ": " in str(kvmpy.KvmIoctlError("KVM_FOO", code))
+
+
+def test_special_hints_name_real_ioctls():
+    """Each hint belongs to a row of the table."""
+    assert {name for name, _ in errors._HINTS} <= set(ioctls.ALL)
+
+
+def test_eio_of_another_process():
+    """A descriptor made by another process is a fork's, and no dead VM."""
+    ioctls._creators[12345] = os.getpid() + 1
+    try:
+        error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
+        assert isinstance(error, kvmpy.ForkedError)
+        ioctls.remember_creator(12345)
+        error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
+        assert isinstance(error, kvmpy.VmDeadError)
+        assert isinstance(ioctls.KVM_CREATE_VM.error(12345, errno.EIO), kvmpy.KvmIoctlError)
+    finally:
+        del ioctls._creators[12345]
+
+
+def test_hierarchy():
+    """All are KvmpyError; those with a standard meaning are that too."""
+    for name in dir(errors):
+        thing = getattr(errors, name)
+        if isinstance(thing, type) and issubclass(thing, Exception):
+            assert issubclass(thing, kvmpy.KvmpyError), name
+    assert issubclass(kvmpy.ClosedError, ValueError)
+    assert issubclass(kvmpy.GuestMemoryError, ValueError)
+    assert issubclass(kvmpy.KvmIoctlError, OSError)
+    assert kvmpy.UnsupportedError("no", "KVM_CAP_X").capability == "KVM_CAP_X"
+
+
+def test_public_names_all_load():
+    """Lazy imports: each name of __all__ is there, and dir() shows it."""
+    for name in kvmpy.__all__:
+        assert getattr(kvmpy, name) is not None
+        assert name in dir(kvmpy)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = kvmpy.nothing
