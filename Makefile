@@ -11,12 +11,15 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/guests/*.*)
 NATIVE_C := $(wildcard native/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help boot build test test-fast lint bench clean
+.PHONY: help boot build bench test test-all test-fast test-svm test-vmx \
+	test-asan test-valgrind lint clean
 
 help:
 	@echo "make boot [KERNEL=path] [ARGS='--memory 1G ...']   boot the demo kernel, or an image"
-	@echo "make test        everything        make test-fast   under a minute"
-	@echo "make bench       figures           make lint        ruff, mypy, C warnings"
+	@echo "make test       everything: on this host, on kvm_amd in QEMU, on kvm_intel in Bochs"
+	@echo "make test-fast  under a minute      make test-svm, test-vmx  one rig"
+	@echo "make test-asan  the shim under ASan and UBSan       make test-valgrind  under memcheck"
+	@echo "make bench      figures             make lint  ruff, mypy, C warnings"
 
 # ---- set-up
 
@@ -50,13 +53,49 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/bench/run.py --json results/bench.json $(ARGS)
 
 # ---- check
+# The rigs run the same tests on real kvm_amd (in QEMU) and real kvm_intel (in Bochs). Bochs is
+# some fifty times slower than the machine it runs on, so `make test` leaves out there what starts
+# many Python processes; `make test-all` does not.
+
+PYTEST   := $(BIN)/python -m pytest
+RIG      := $(PYTHON) tests/rigs/run.py
+VMX_LEFT_OUT = $(addprefix --ignore tests/kvm/test_,boot_command.py host.py signals.py \
+	examples.py readme.py)
+
+# The table judges: a failed test, or a run that left no results, fails it.
+TABLE := $(PYTHON) tests/rigs/table.py host=results/host.xml kvm_amd=results/svm.xml \
+	kvm_intel=results/vmx.xml
 
 test: $(VENV)/.test
-	@mkdir -p results
-	$(BIN)/python -m pytest --junitxml=results/host.xml $(ARGS)
+	@mkdir -p results; rm -f results/*.xml
+	@status=0; \
+	$(PYTEST) --junitxml=results/host.xml $(ARGS) || status=1; \
+	$(MAKE) --no-print-directory -j2 -k test-svm test-vmx VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
+	$(TABLE) || status=1; exit $$status
+
+test-all:
+	@$(MAKE) --no-print-directory test VMX_LEFT_OUT=
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-svm: $(VENV)/.test
+	$(RIG) svm --optional --junit results/svm.xml -- python -m pytest tests/kvm -q -m 'not slow'
+
+test-vmx: $(VENV)/.test
+	$(RIG) vmx --optional --junit results/vmx.xml -- python -m pytest tests/kvm -q -m 'not slow' \
+		$(VMX_ARGS)
+
+# The shim alone, with a scripted KVM and with the real one, under the sanitizers and memcheck.
+NATIVE_TESTS := tests/unit/test_core_native.py tests/kvm/test_kick_stress.py
+
+test-asan: $(VENV)/.test
+	KVMPY_NATIVE_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' \
+		KVMPY_KICKS=20000 $(PYTEST) $(NATIVE_TESTS)
+
+test-valgrind: $(VENV)/.test
+	KVMPY_NATIVE_RUNNER='valgrind -q --error-exitcode=9 --leak-check=full' \
+		KVMPY_KICKS=2000 $(PYTEST) $(NATIVE_TESTS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -121,9 +121,11 @@ class VCPU:
         nanoseconds, budget = _nanoseconds(timeout), _exit_budget(max_exits)
         handlers = self._bus.handlers
         shim, report = self._shim, self._report
-        regs._fresh = sregs._fresh = False  # also for other threads: they are refused meanwhile
+        regs._fresh = sregs._fresh = False  # so that other threads ask, and are refused
         try:
             stop = _shim_run(shim, nanoseconds, budget)
+            # After each stop as well: another thread may have looked just before the run.
+            regs._fresh = sregs._fresh = False
             while True:  # CPython 3.11 never specializes "while stop < _EXIT" in a single run
                 if stop >= _EXIT:
                     break
@@ -140,8 +142,8 @@ class VCPU:
                 elif stop == _DRAIN:
                     self._drain_sinks()
                 # else: a signal. Python runs its handlers before the next line.
-                regs._fresh = sregs._fresh = False
                 stop = _shim_resume(shim)
+                regs._fresh = sregs._fresh = False
         except BaseException:
             regs._fresh = sregs._fresh = False
             _lib.shim_finish(shim)

@@ -211,6 +211,10 @@ class VM(BusMethods):
         """End the vCPUs, then the VM, then its memory (unless the caller made it)."""
         for vcpu in self.vcpus:
             vcpu.close()
+        for device in self._bus.devices() if self._bus else ():
+            disconnect = getattr(device, "disconnect", None)
+            if disconnect is not None:
+                disconnect()  # its interrupt line is this VM's: the descriptor's number is not
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

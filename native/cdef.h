@@ -92,6 +92,7 @@ void shim_kick(struct shim_vcpu *vcpu);
 int shim_kick_signal(void);
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
 void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
+void shim_spin(uint32_t rounds);
 
 /* ---- <linux/kvm.h>: requests. kvmpy/ioctls.py says what each is. */
 

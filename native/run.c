@@ -121,7 +121,8 @@ static int interrupted(struct shim_vcpu *vcpu)
 	if (vcpu->flush_at && now >= vcpu->flush_at) {
 		int error = shim_bus_flush(vcpu->bus);
 
-		vcpu->flush_at = error == -EAGAIN ? now + SHIM_FLUSH_NS : 0;
+		/* From now, not from before the wait: the guest is to get on meanwhile. */
+		vcpu->flush_at = error == -EAGAIN ? shim_now() + SHIM_FLUSH_NS : 0;
 		if (error && error != -EAGAIN) {
 			vcpu->report.value = -error;
 			return SHIM_SINK_ERROR;

@@ -262,5 +262,6 @@ int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
 /* ------------------------------------------------------------------ cpu.c */
 
 void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
+void shim_spin(uint32_t rounds);
 
 #endif

@@ -33,11 +33,12 @@ void shim_sink_free(struct shim_sink *sink)
 
 /*
  * Write what there is. A reader that does not keep up (a full pipe, a stopped terminal) gives
- * -EAGAIN after STALL_MS, and the bytes stay; waiting longer here could sleep through a kick that
- * came just before. Any other error is remembered, and the bytes are dropped, these and all that
- * come before the next redirect: a reader that went away must not stop the guest again and again.
+ * -EAGAIN after wait_ms, and the bytes stay; waiting longer than STALL_MS could sleep through a
+ * kick that came just before. Any other error is remembered, and the bytes are dropped, these and
+ * all that come before the next redirect: a reader that went away must not stop the guest again and
+ * again.
  */
-static int flush_locked(struct shim_sink *sink)
+static int flush_locked(struct shim_sink *sink, int wait_ms)
 {
 	unsigned done = 0;
 	int error = 0;
@@ -46,7 +47,7 @@ static int flush_locked(struct shim_sink *sink)
 		return 0;
 	while (done < sink->length && !error) {
 		struct pollfd ready = { .fd = sink->fd, .events = POLLOUT };
-		int n = poll(&ready, 1, STALL_MS);
+		int n = poll(&ready, 1, wait_ms);
 
 		unsigned length = sink->length - done;
 
@@ -75,7 +76,7 @@ int shim_sink_flush(struct shim_sink *sink)
 	int error;
 
 	pthread_mutex_lock(&sink->lock);
-	error = flush_locked(sink);
+	error = flush_locked(sink, STALL_MS);
 	pthread_mutex_unlock(&sink->lock);
 	return error;
 }
@@ -83,7 +84,7 @@ int shim_sink_flush(struct shim_sink *sink)
 void shim_sink_redirect(struct shim_sink *sink, int fd)
 {
 	pthread_mutex_lock(&sink->lock);
-	flush_locked(sink);
+	flush_locked(sink, STALL_MS);
 	sink->fd = fd;
 	sink->error = 0;
 	pthread_mutex_unlock(&sink->lock);
@@ -108,7 +109,7 @@ static int put_locked(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t by
 	if (sink->fd < 0)
 		return full ? SHIM_DRAIN : SHIM_CONTINUE;
 	if (byte == '\n' || full)
-		error = flush_locked(sink);
+		error = flush_locked(sink, full ? STALL_MS : 0);
 	if (error == -EAGAIN && full)
 		vcpu->stalled = sink;
 	if (error && error != -EAGAIN) {
@@ -146,7 +147,7 @@ int shim_sink_wait(struct shim_vcpu *vcpu)
 
 	while (error == -EAGAIN && !wanted_out(vcpu)) {
 		pthread_mutex_lock(&sink->lock);
-		error = sink->length > SHIM_SINK_FULL ? flush_locked(sink) : 0;
+		error = sink->length > SHIM_SINK_FULL ? flush_locked(sink, STALL_MS) : 0;
 		pthread_mutex_unlock(&sink->lock);
 	}
 	if (error == -EAGAIN) {

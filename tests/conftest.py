@@ -265,7 +265,8 @@ def native_program(
             pytest.skip("the C sources of the shim are not here")
         program = directory / name.removesuffix(".c")
         command = [
-            *compiler, "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *flags,
+            *compiler, "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror",
+            "-Wno-missing-field-initializers", *flags,
             f"-I{NATIVE}", "-o", str(program), str(TESTS / "native" / name),
             *sorted(map(str, NATIVE.glob("*.c"))), "-pthread", *options,
         ]  # fmt: skip

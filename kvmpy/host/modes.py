@@ -7,12 +7,13 @@ runs ring 0 in) some hundred.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .. import exits
+from .. import _native, exits
 from ..errors import KvmIoctlError, KvmpyError
 from ..explain import headline
 from ..vcpu import VCPU
@@ -34,9 +35,12 @@ _CODE: Final = 0x1000
 _END: Final = _CODE + len(_LOOP) - 2
 _GENERAL_PROTECTION: Final = 13
 
-#: ns for an instruction above which it was interpreted. CPUs are below 1, Bochs (a whole emulated
-#: machine, whose KVM is honest) shows 10, KVM's instruction emulator 200 and more.
+#: ns for an instruction above which it was interpreted: CPUs are below 1, KVM's emulator
+#: takes 200 and more. Where the CPU itself is slow (QEMU's TCG, Bochs), so many times what the
+#: same loop takes outside of any guest.
 EMULATED_NS: Final = 50.0
+EMULATED_FACTOR: Final = 25.0
+_HOST_ROUNDS: Final = 4000
 _SHORT, _LONG = 10, 60_000  # rounds of the loop; all must fit 16 bits
 #: Rounds, and attempts before it counts as interpreted.
 _TRIALS: Final = ((100, 1), (400, 3))
@@ -88,8 +92,19 @@ def probe(mode: Mode, ring: int) -> ModeResult:
             nanoseconds = _time_loop(vm.vcpu(), mode, ring)
         except (_ProbeError, KvmIoctlError) as error:
             return ModeResult(mode, ring, "fails", None, str(error))
-    outcome: Outcome = "emulated" if nanoseconds > EMULATED_NS else "native"
+    outcome: Outcome = "emulated" if nanoseconds > emulated_ns() else "native"
     return ModeResult(mode, ring, outcome, nanoseconds)
+
+
+@functools.cache
+def emulated_ns() -> float:
+    """Nanoseconds for an instruction above which it was interpreted, on this CPU."""
+    quickest = math.inf
+    for _ in range(_ATTEMPTS):
+        start = time.perf_counter_ns()
+        _native.lib.shim_spin(_HOST_ROUNDS)
+        quickest = min(quickest, time.perf_counter_ns() - start)
+    return max(EMULATED_NS, EMULATED_FACTOR * quickest / (_HOST_ROUNDS * _INSTRUCTIONS))
 
 
 def probe_all() -> list[ModeResult]:
@@ -108,7 +123,7 @@ def _time_loop(cpu: VCPU, mode: Mode, ring: int) -> float:
         quickest: float = math.inf
         for _ in range(attempts):
             quickest = min(quickest, _run_loop(cpu, mode, ring, rounds))
-            if quickest <= rounds * _INSTRUCTIONS * EMULATED_NS:
+            if quickest <= rounds * _INSTRUCTIONS * emulated_ns():
                 return _difference(cpu, mode, ring, _LONG)
     return _difference(cpu, mode, ring, rounds, quickest)
 

@@ -123,7 +123,7 @@ def test_time_stamps_rise(start, vm):
 
 
 def test_a_batch_is_not_for_keeping(start, vm):
-    """A batch kept beyond its handler says so; a slice of its words does not dangle, whatever goes."""
+    """A batch kept beyond its handler says so; a slice of its words does not dangle."""
     kept = []
     vm.on_io_batch(0x20)(lambda batch: kept.extend((batch, batch.words[1:2])))
     cpu = start("mov al, 7; out 0x20, al; hlt")

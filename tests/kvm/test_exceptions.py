@@ -1,6 +1,7 @@
 """Exceptions that nobody in the guest handles come back as values: vector, error code, place."""
 
 import pytest
+from conftest import RIG
 
 import kvmpy
 
@@ -94,7 +95,9 @@ def test_breakpoint(start, module, mode, ring):
 def test_int_n_without_a_gate(start, mode):
     """INT 0x80 in ring 3 without a gate for it is #GP(vector * 8 + 2) at the instruction."""
     exit = exception(start("nop; int 0x80", mode, 3))
-    assert (exit.vector, exit.error_code, exit.rip) == (13, 0x402, 0x1001)
+    # QEMU's emulated processor takes the size of a long-mode gate for the selector's.
+    code = 0x802 if RIG == "svm" and mode is LONG else 0x402
+    assert (exit.vector, exit.error_code, exit.rip) == (13, code, 0x1001)
 
 
 @pytest.mark.not_on("kvm_pvm", reason="raises #UD for INT n other than 3 and 4")
@@ -129,7 +132,8 @@ def test_real_mode_faults(start, vector):
 
 
 NEGATIVE = pytest.mark.not_on(
-    "kvm_pvm", reason="never gets past INT n with n >= 0x80 in real mode: the emulator takes n as signed"
+    "kvm_pvm",
+    reason="never gets past INT n with n >= 0x80 in real mode: the emulator takes n as signed",
 )
 
 

@@ -401,8 +401,7 @@ def test_out_of_descriptors(vm):
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
     try:
         with pytest.raises((kvmpy.KvmpyError, OSError), match="open files"):
-            for _ in range(highest):
-                vms.append(kvmpy.VM("1M"))
+            vms.extend(kvmpy.VM("1M") for _ in range(highest))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for one in vms:

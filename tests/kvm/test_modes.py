@@ -70,9 +70,7 @@ def test_privileged_instruction_in_ring_3_is_refused(start, mode):
 def test_stack_of_each_ring_is_usable(start, mode):
     """PUSH, CALL and RET work on the stack a ring starts with, and move it by the mode's width."""
     for ring in (0, 3):
-        cpu = start(
-            "push 0x1234; call f; mov [0xd0000000], eax; f: mov eax, 7; ret", mode, ring
-        )
+        cpu = start("push 0x1234; call f; mov [0xd0000000], eax; f: mov eax, 7; ret", mode, ring)
         before = cpu.regs.rsp
         assert cpu.expect(kvmpy.MmioWrite, timeout=5).value == 7
         assert before - cpu.regs.rsp == (8 if mode is LONG else 4)
@@ -132,7 +130,7 @@ def test_protected_segment_state(start):
 
 @pytest.mark.parametrize("mode", [PROTECTED, LONG])
 def test_segment_reload_from_the_gdt(start, mode):
-    """What SREGS says is in guest memory too: segments can be loaded from the GDT (correctness 19)."""
+    """What SREGS says is in guest memory too: the GDT can be loaded from (correctness 19)."""
     cpu = start(
         "mov eax, 0x2b; mov ds, eax; mov eax, 0x18; mov ss, eax; mov [0xd0000000], eax", mode
     )

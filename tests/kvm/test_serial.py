@@ -96,7 +96,7 @@ def test_a_prompt_is_written_while_the_guest_spins(start, vm, pipe, run_in_threa
     """No newline, no exit any more: after about 10 ms it is there all the same."""
     reader, writer = pipe
     vm.attach(Uart(writer), COM1)
-    go = f"mov eax, {0x2B}; mov ds, eax; push 0x2b; push 0x700000; push 2; push 0x33; push 0x9000; iretq"
+    go = "push 0x2b; push 0x700000; push 2; push 0x33; push 0x9000; iretq"
     vm.load(b"\xeb\xfe", at=0x9000)
     cpu = start(put(b"login: ") + ("1: jmp 1b" if ring == 0 else go))
     runner = run_in_thread(cpu)
@@ -117,12 +117,12 @@ def test_a_full_pipe_holds_the_guest(start, vm, pipe, run_in_thread, wait_until)
                 f"cmp ebx, {count}; jne 1b; hlt")  # fmt: skip
     for _ in range(3):
         runner = run_in_thread(cpu)
-        time.sleep(0.3)
+        held = -1
+        while uart.sink.total != held:  # until it makes no progress any more
+            held = uart.sink.total
+            time.sleep(0.3 * (10 if RIG else 1))
         assert runner.is_alive()
-        held = uart.sink.total
         assert held < 4096 + 8448
-        time.sleep(0.2)
-        assert uart.sink.total == held
         cpu.kick()
         assert runner.result() == kvmpy.Kicked(0)
     got = bytearray()
@@ -164,7 +164,7 @@ def test_timeout_while_the_pipe_is_full(start, vm, pipe):
 def test_input_while_the_pipe_is_full(start, vm, pipe, run_in_thread):
     """The thread that reads the guest's output is often the one that feeds its input: receive()
     must not wait for the guest that waits for it."""
-    reader, writer = pipe
+    _reader, writer = pipe
     uart = Uart(writer)
     vm.attach(uart, COM1)
     cpu = start(f"mov dx, {COM1}; 1: out dx, al; jmp 1b")
@@ -296,7 +296,7 @@ def test_polled_input(start, vm):
 
 
 def test_input_from_another_thread(start, vm, run_in_thread, wait_until):
-    """While the guest waits for it, more than the queue holds: the rest after the eventfd says so."""
+    """While the guest waits, more than the queue holds: the rest when the eventfd says so."""
     uart = Uart()
     vm.attach(uart, COM1)
     cpu = start(ECHO)
@@ -406,19 +406,30 @@ def test_kick_of_a_halted_guest(run_in_thread):
         assert runner.result() == kvmpy.Kicked(0)
 
 
-def test_interrupts_after_the_vm_is_gone():
-    """Input for a UART whose VM was closed raises no line in another VM."""
+def test_interrupts_after_the_vm_is_gone(run_in_thread):
+    """Input for a UART whose VM was closed raises no line in another, which may well have got the
+    same descriptor."""
     uart = Uart()
-    with kvmpy.VM("1M", irqchip=True) as vm:
+    with kvmpy.VM("2M", irqchip=True) as vm:
         vm.attach(uart, COM1)
         uart.connect_line(vm.fileno(), 4)
-        vm.load(kvmpy.asm(f"mov dx, {COM1 + 1}; mov al, 1; out dx, al; mov al, 1; out 0x20, al"),
-                at=0x1000)  # fmt: skip
+        vm.load(kvmpy.asm(f"mov dx, {COM1 + 1}; mov al, 1; out dx, al; out 0x99, al"), at=0x1000)
         cpu = vm.vcpu()
         cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
-        cpu.run(timeout=5, max_exits=1)
-        uart.disconnect()
-    assert uart.receive(b"x") == 1
+        cpu.expect(kvmpy.IoOut, timeout=5)
+        old = vm.fileno()
+    with kvmpy.VM("2M", irqchip=True) as vm:
+        assert vm.fileno() == old
+        raised = []
+        vm.on_io(0x10)(lambda port, size, value: raised.append(value))
+        vm.load(kvmpy.asm("mov al, 0xff; out 0x10, al; iretq", org=0x2000), at=0x2000)
+        vm.load(kvmpy.asm(f"{PIC}; sti; 1: hlt; jmp 1b", org=0x1000), at=0x1000)
+        cpu = vm.vcpu()
+        cpu.enter(kvmpy.LONG_MODE, rip=0x1000, handlers={0x24: 0x2000})
+        cpu.run(timeout=0.05)
+        assert uart.receive(b"x") == 1
+        cpu.run(timeout=0.05)
+        assert raised == []
 
 
 def test_user_space_interrupt(start, vm):
@@ -449,7 +460,9 @@ def test_post_port(start, vm):
     """The last code is kept and reads back; writes are counted."""
     post = PostPort()
     vm.attach(post, 0x80)
-    cpu = start("mov al, 0x11; out 0x80, al; mov al, 0x22; out 0x80, al; xor eax, eax; in al, 0x80; hlt")
+    cpu = start(
+        "mov al, 0x11; out 0x80, al; mov al, 0x22; out 0x80, al; xor eax, eax; in al, 0x80; hlt"
+    )
     cpu.expect(kvmpy.Hlt, timeout=5)
     assert (post.last, post.writes, cpu.regs.rax) == (0x22, 2, 0x22)
 

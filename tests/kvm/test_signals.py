@@ -45,7 +45,9 @@ class Script:
 
     def end(self, status=0):
         try:
-            out, err = self.process.communicate(timeout=30 * (10 if "KVMPY_RIG" in os.environ else 1))
+            out, err = self.process.communicate(
+                timeout=30 * (10 if "KVMPY_RIG" in os.environ else 1)
+            )
         except subprocess.TimeoutExpired:
             self.process.kill()
             pytest.fail(f"does not end; stderr: {self.process.communicate()[1]}")
@@ -161,7 +163,8 @@ def test_ctrl_c_with_many_worker_threads(script):
         results = []
         with kvmpy.VM("2M") as vm:
             cpus = [spinning(vm) for _ in range(6)]
-            threads = [threading.Thread(target=lambda c=c: results.append(c.run())) for c in cpus[:5]]
+            def work(cpu): results.append(cpu.run())
+            threads = [threading.Thread(target=work, args=(cpu,)) for cpu in cpus[:5]]
             for thread in threads: thread.start()
             try:
                 say("running")
@@ -243,14 +246,16 @@ def test_unrelated_signal_runs_its_handler_and_the_guest_goes_on(script):
             if len(calls) >= 5 and len(calls) % 5 == 0:
                 cpu.kick()
         signal.signal(signal.SIGALRM, alarm)
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
         with kvmpy.VM("2M") as vm:
             cpu = spinning(vm, 3, "1: inc rax; jmp 1b")
+            cpu.run(timeout=0.01)
+            signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
             say(cpu.run())
             say(len(calls) >= 5, cpu.regs.rax > 0)
             before = len(calls)
             say(cpu.run(timeout=60))
             say(len(calls) > before)
+            signal.setitimer(signal.ITIMER_REAL, 0)
     """)
     child.expect("Kicked(signal=0)")
     child.expect("True True")
@@ -267,6 +272,7 @@ def test_signal_handler_that_raises(script):
         signal.signal(signal.SIGALRM, alarm)
         with kvmpy.VM("2M") as vm:
             cpu = spinning(vm, 3, "1: inc rax; jmp 1b")
+            cpu.run(timeout=0.01)
             before = 0
             for _ in range(5):
                 signal.setitimer(signal.ITIMER_REAL, 0.02)

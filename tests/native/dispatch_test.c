@@ -2,6 +2,7 @@
  * The run loop and its dispatch over a scripted kvm_run page: what goes where, in what order, what
  * the guest reads, and what happens when KVM_RUN fails in each of its ways.
  */
+#define _GNU_SOURCE /* memfd_create, F_SETPIPE_SZ */
 #include "fake_kvm.h"
 
 #define PORT 0x60
@@ -500,8 +501,10 @@ static void settling_ends_the_instruction(void)
 
 static void ring_keeps_order_and_loses_nothing(void)
 {
-	const struct step script[] = { { STEP_OUT, PORT, 1, 5, "abcde" }, { STEP_WRITE, BASE, 4, 0, "wxyz" },
-				       { STEP_OUT, PORT, 2, 1, "fg" }, { STEP_EXIT, 0, 5 }, { 0 } };
+	const struct step script[] = {
+		{ STEP_OUT, PORT, 1, 5, "abcde" }, { STEP_WRITE, BASE, 4, 0, "wxyz" },
+		{ STEP_OUT, PORT, 2, 1, "fg" }, { STEP_EXIT, 0, 5 }, { 0 },
+	};
 	char got[32] = "";
 	unsigned length = 0;
 	int stop;
@@ -557,7 +560,8 @@ static void exit_budget(void)
 static void kicks_are_never_lost(void)
 {
 	const struct step before[] = { { STEP_EXIT, 0, 5 }, { 0 } };
-	const struct step between[] = { { STEP_CALL_EARLY, .call = kick_self }, { STEP_EXIT, 0, 5 }, { 0 } };
+	const struct step between[] = { { STEP_CALL_EARLY, .call = kick_self },
+					{ STEP_EXIT, 0, 5 }, { 0 } };
 	const struct step inside[] = { { STEP_CALL, .call = kick_self }, { STEP_EXIT, 0, 5 }, { 0 } };
 	const struct step after[] = { { STEP_IN, PORT, 1, 1 }, { STEP_EXIT, 0, 5 }, { 0 } };
 
@@ -591,8 +595,10 @@ static void kicks_are_never_lost(void)
 
 static void a_kick_survives_completion(void)
 {
-	const struct step script[] = { { STEP_OUT, 0x10, 1, 1, "a" }, { STEP_CALL_EARLY, .call = kick_self },
-				       { STEP_EXIT, 0, 5 }, { 0 } };
+	const struct step script[] = {
+		{ STEP_OUT, 0x10, 1, 1, "a" }, { STEP_CALL_EARLY, .call = kick_self },
+		{ STEP_EXIT, 0, 5 }, { 0 },
+	};
 
 	begin(script, ALL_SYNC);
 	CHECK_EQUAL(run(), SHIM_EXIT);

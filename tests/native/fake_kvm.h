@@ -1,12 +1,11 @@
 /*
  * A KVM made of a script, for tests of the shim without /dev/kvm.
  *
- * Linked with -Wl,--wrap=ioctl: every ioctl of the shim arrives at __wrap_ioctl() below, which plays
- * KVM_RUN as the kernel does, in the kernel's order: dirty registers in, the pending access
+ * Linked with -Wl,--wrap=ioctl: every ioctl of the shim arrives at __wrap_ioctl() below, which
+ * plays KVM_RUN as the kernel does, in the kernel's order: dirty registers in, the pending access
  * completed, immediate_exit looked at, then the next step of the script; valid registers out on
  * every way back.
  */
-#define _GNU_SOURCE /* memfd_create, F_SETPIPE_SZ */
 #ifndef FAKE_KVM_H
 #define FAKE_KVM_H
 
@@ -301,7 +300,7 @@ static void end(void)
 	vcpu = NULL;
 }
 
-static int run(void)
+static inline int run(void)
 {
 	return shim_run(vcpu, -1, UINT64_MAX);
 }

@@ -12,7 +12,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +37,7 @@
 
 static struct shim_vcpu *vcpu;
 static _Atomic unsigned long ended, kicked;
+static sem_t run_ended;
 static unsigned long total = 1000000;
 
 static struct kvm_segment segment(uint16_t selector, uint8_t type, bool code)
@@ -88,6 +89,7 @@ static void *run_until_all_are_done(void *nothing)
 			exit(1);
 		}
 		atomic_fetch_add(&ended, 1);
+		sem_post(&run_ended);
 	}
 	return nothing;
 }
@@ -139,21 +141,25 @@ int main(int argc, char **argv)
 		fprintf(stderr, "no vCPU: %s\n", strerror(-error));
 		return 2;
 	}
+	sem_init(&run_ended, 0, 0);
 	begin = shim_now();
 	pthread_create(&runner, NULL, run_until_all_are_done, NULL);
 	pthread_create(&watchdog, NULL, watch, NULL);
 	for (kicked = 1; kicked <= total; kicked++) {
 		unsigned dice = rand_r(&seed) >> 4;
 
-		/* mostly about the time that entering takes; now and then long in the guest */
+		/* before the run, about the time that entering takes, in the guest, long in it */
 		if (dice % 1024 == 0)
 			usleep(dice % 200);
 		else
-			spin(dice % 4096);
+			spin(dice % (dice & 1 << 20 ? 1024 : 16384));
 		shim_kick(vcpu);
-		while (atomic_load(&ended) < kicked)
-			if (dice & 1)
-				sched_yield();
+		/* A short wait is spun through, so that the next kick can be early; a long one is
+		 * slept through, so that the runner gets this CPU if there is no other. */
+		for (unsigned i = 0; i < 2000 && atomic_load(&ended) < kicked; i++)
+			;
+		while (sem_wait(&run_ended) && errno == EINTR)
+			;
 	}
 	pthread_join(runner, NULL);
 	ns = shim_now() - begin;

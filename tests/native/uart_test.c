@@ -1,6 +1,7 @@
 /*
  * The UART, register by register (PC16550D data sheet), and its interrupt, without a guest.
  */
+#define _GNU_SOURCE /* memfd_create */
 #include <poll.h>
 #include <sys/eventfd.h>
 

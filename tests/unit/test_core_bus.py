@@ -31,8 +31,9 @@ def test_no_ports(ports):
         Ports().on_io(ports)(nothing)
 
 
-@pytest.mark.parametrize(("gpa", "size"), [(-1, 4), (0, 0), (0, -1), (1 << 64, 1), ((1 << 64) - 1, 2),
-                                         (0, 1 << 64)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gpa", "size"), [(-1, 4), (0, 0), (0, -1), (1 << 64, 1), ((1 << 64) - 1, 2), (0, 1 << 64)]
+)
 def test_no_addresses(gpa, size):
     """The same for addresses."""
     with pytest.raises(ClaimError):

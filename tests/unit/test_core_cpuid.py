@@ -10,7 +10,9 @@ U32 = st.integers(0, 0xFFFF_FFFF)
 FUNCTIONS = st.sampled_from([0, 1, 4, 6, 7, 0xA, 0xB, 0xD, 0x1F, 0x4000_0000, 0x8000_0008,
                              0x8000_001D, 0x8000_001E]) | U32  # fmt: skip
 LEAVES = st.lists(
-    st.builds(Leaf, FUNCTIONS, st.integers(0, 4), st.sampled_from([0, HAS_INDEX]), U32, U32, U32, U32),
+    st.builds(
+        Leaf, FUNCTIONS, st.integers(0, 4), st.sampled_from([0, HAS_INDEX]), U32, U32, U32, U32
+    ),
     max_size=30,
 )
 
@@ -22,7 +24,7 @@ def test_lookup():
     assert table[7].ebx == table[7, 0].ebx == 1
     assert table[7, 1].eax == 2
     assert table.get(7, 2) is None
-    with pytest.raises(KeyError, match="7.2"):
+    with pytest.raises(KeyError, match=r"7\.2"):
         table[7, 2]
     assert len(table) == 3
     assert "00000007.1" in repr(table[7, 1])

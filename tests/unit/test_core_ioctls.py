@@ -11,7 +11,7 @@ from kvmpy import _native, errors, ioctls
 
 @pytest.mark.parametrize("ioctl", ioctls.ALL.values(), ids=ioctls.ALL)
 def test_row(ioctl):
-    """KVM's magic number; a structure has the size that the request encodes, where it encodes one."""
+    """KVM's magic number; a structure has the size that the request encodes."""
     assert ioctl.request >> 8 & 0xFF == 0xAE
     assert getattr(ioctls, ioctl.name) is ioctl
     assert ioctl.fd in ("system", "vm", "vcpu", "vm or vcpu")

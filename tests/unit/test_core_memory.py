@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmpy.errors import ClosedError, GuestMemoryError
-from kvmpy.memory import HOLE_END, HOLE_START, MAX_GPA, GuestMemory, HugePageFallbackWarning, parse_size
+from kvmpy.memory import (
+    HOLE_END,
+    HOLE_START,
+    MAX_GPA,
+    GuestMemory,
+    HugePageFallbackWarning,
+    parse_size,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -125,7 +132,8 @@ def test_any_slice(start, stop):
     try:
         view = memory[start:stop]
     except GuestMemoryError:
-        assert not (0 <= start <= stop <= 0x3000) and not (0x8000 <= start <= stop <= 0x9000)
+        assert not (0 <= start <= stop <= 0x3000)
+        assert not (0x8000 <= start <= stop <= 0x9000)
     else:
         assert len(view) == stop - start
         assert 0 <= start <= stop
@@ -169,8 +177,8 @@ def test_across_adjacent_regions():
 
 @pytest.mark.parametrize(
     ("gpa", "size"),
-    [(0x1000, 4096), (1, 4096), (-4096, 4096), (MAX_GPA, 4096), (MAX_GPA - 4096, 8192), (0x7000, 0x2000),
-     (0, 4096), (0x8000, 4096)],
+    [(0x1000, 4096), (1, 4096), (-4096, 4096), (MAX_GPA, 4096), (MAX_GPA - 4096, 8192),
+     (0x7000, 0x2000), (0, 4096), (0x8000, 4096)],
 )  # fmt: skip
 def test_regions_that_cannot_be(gpa, size):
     """Overlapping, unaligned, beyond 52 bits: refused, and the layout stays."""
@@ -241,8 +249,13 @@ def test_closed():
     memory.close()
     assert memory.closed
     assert repr(memory) == "<GuestMemory, closed>"
-    for use in (lambda: memory[0:1], lambda: memory.read(0, 1), lambda: memory.write(0, b"x"),
-                lambda: memory.add(0, 4096), lambda: memory.__setitem__(slice(0, 1), b"x")):  # fmt: skip
+    for use in (
+        lambda: memory[0:1],
+        lambda: memory.read(0, 1),
+        lambda: memory.write(0, b"x"),
+        lambda: memory.add(0, 4096),
+        lambda: memory.__setitem__(slice(0, 1), b"x"),
+    ):
         with pytest.raises(ClosedError):
             use()
     view[0] = 5  # its mapping lives as long as it
@@ -251,6 +264,7 @@ def test_closed():
 
 def test_many_come_and_go():
     """No mapping is left behind."""
+
     def maps():
         with open("/proc/self/maps") as lines:
             return sum(1 for _ in lines)
