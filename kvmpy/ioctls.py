@@ -80,13 +80,16 @@ def remember_creator(fd: int) -> None:
 
 
 def _explain_eio(name: str, fd: int, detail: str) -> Exception:
-    """EIO has two causes: the VM belongs to another process, or KVM has given it up."""
+    """EIO has two usual causes: the VM belongs to another process, or KVM has given it up. A VM
+    that still answers KVM_CHECK_EXTENSION is not dead: then this ioctl has a reason of its own."""
     creator = _creators.get(fd)
     if creator is not None and creator != os.getpid():
         return ForkedError(
             f"{name}: this VM was made by process {creator}, and KVM binds a VM to its process; "
             f"make a new one in process {os.getpid()}"
         )
+    if _call(fd, _lib.KVM_CHECK_EXTENSION, 0) != -errno.EIO:
+        return KvmIoctlError(name, errno.EIO, detail)
     return VmDeadError(name, errno.EIO, detail)
 
 

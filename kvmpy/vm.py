@@ -209,8 +209,13 @@ class VM(BusMethods):
 
     def close(self) -> None:
         """End the vCPUs, then the VM, then its memory (unless the caller made it)."""
-        for vcpu in self.vcpus:
-            vcpu.close()
+        try:
+            for vcpu in self.vcpus:
+                vcpu.close()
+        finally:
+            self._close_vm()
+
+    def _close_vm(self) -> None:
         for device in self._bus.devices() if self._bus else ():
             disconnect = getattr(device, "disconnect", None)
             if disconnect is not None:

@@ -132,13 +132,20 @@ class Machine:
         try:
             if console:
                 console.start()
-                self.console_is_raw = console.is_raw
             exit = self._run(start, timeout, max_exits)
+            self._flush(None if timeout is None else max(start + timeout, time.monotonic() + 1))
         finally:
             if console:
                 console.close()
         ending, status, text = self._judge(exit)
         return Outcome(ending, status, text, exit, time.monotonic() - start)
+
+    def _flush(self, deadline: float | None) -> None:
+        """The last output, to a reader that may be slow: until it has taken all, or the time of the
+        run, or a second, is up. Raises OSError when the reader is gone."""
+        for sink in (self.serial.sink, self.debug_console.sink):
+            while sink.flush() and (deadline is None or time.monotonic() < deadline):
+                pass  # flush() itself waits for the reader
 
     def _run(self, start: float, timeout: float | None, max_exits: int | None) -> Exit:
         cpu, budget = self.cpu, max_exits

@@ -225,3 +225,15 @@ def test_terminal_is_raw_while_the_guest_runs_and_restored_after_the_escape_key(
         if pid:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def test_a_slow_reader_gets_all_of_the_output(flat) -> None:
+    # More than a pipe and the sink hold: the guest is held back, and its end waits for the rest.
+    count = 72000
+    image = flat(f"mov ecx, {count}; mov dx, 0x3f8; l: mov al, 'x'; out dx, al; dec ecx; jnz l; "
+                 "mov al, 3; out 0xf4, al")  # fmt: skip
+    with subprocess.Popen([*BOOT, image], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as p:
+        time.sleep(1)
+        output = p.stdout.read()
+        assert p.wait(LIMIT) == 3
+    assert output == b"x" * count

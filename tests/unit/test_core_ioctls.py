@@ -91,12 +91,19 @@ def test_eio_of_another_process():
     try:
         error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
         assert isinstance(error, kvmpy.ForkedError)
-        ioctls.remember_creator(12345)
-        error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
-        assert isinstance(error, kvmpy.VmDeadError)
-        assert isinstance(ioctls.KVM_CREATE_VM.error(12345, errno.EIO), kvmpy.KvmIoctlError)
     finally:
         del ioctls._creators[12345]
+
+
+@pytest.mark.parametrize(
+    ("probe", "is_dead"), [(-errno.EIO, True), (-errno.ENOTTY, False), (1, False)]
+)
+def test_eio_is_a_dead_vm_only_if_nothing_answers(monkeypatch, probe: int, is_dead: bool):
+    """KVM marks a VM as dead for good; one ioctl's own EIO must not be taken for that."""
+    monkeypatch.setattr(ioctls, "_call", lambda fd, request, argument: probe)
+    error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
+    assert isinstance(error, kvmpy.KvmIoctlError)
+    assert isinstance(error, kvmpy.VmDeadError) == is_dead
 
 
 def test_hierarchy():
