@@ -11,7 +11,7 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/guests/*.*)
 NATIVE_C := $(wildcard native/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help boot build bench test test-all test-fast test-svm test-vmx \
+.PHONY: help boot build bench test test-all test-fast test-svm test-vmx test-vmx-restricted \
 	test-asan test-valgrind lint clean
 
 help:
@@ -63,14 +63,16 @@ VMX_LEFT_OUT = $(addprefix --ignore tests/kvm/test_,boot_command.py host.py sign
 	examples.py readme.py)
 
 # The table judges: a failed test, or a run that left no results, fails it.
+# "restricted" is kvm_intel without unrestricted guest, as before 2010: real mode in VM86 tasks.
 TABLE := $(PYTHON) tests/rigs/table.py host=results/host.xml kvm_amd=results/svm.xml \
-	kvm_intel=results/vmx.xml
+	kvm_intel=results/vmx.xml restricted=results/vmx-restricted.xml
 
 test: $(VENV)/.test
 	@mkdir -p results; rm -f results/*.xml
 	@status=0; \
 	$(PYTEST) --junitxml=results/host.xml $(ARGS) || status=1; \
-	$(MAKE) --no-print-directory -j2 -k test-svm test-vmx VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
+	$(MAKE) --no-print-directory -j2 -k test-svm test-vmx test-vmx-restricted \
+		VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
 	$(TABLE) || status=1; exit $$status
 
 test-all:
@@ -88,6 +90,11 @@ test-vmx: $(VENV)/.test
 
 # The shim alone, with a scripted KVM and with the real one, under the sanitizers and memcheck.
 NATIVE_TESTS := tests/unit/test_core_native.py tests/kvm/test_kick_stress.py
+
+test-vmx-restricted: $(VENV)/.test
+	$(RIG) vmx --optional --junit results/vmx-restricted.xml \
+		--kernel-arguments kvm_intel.unrestricted_guest=0 -- python -m pytest -q \
+		$(addprefix tests/kvm/test_,kernel_log.py modes.py exceptions.py syscalls.py)
 
 test-asan: $(VENV)/.test
 	KVMPY_NATIVE_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' \

@@ -32,7 +32,14 @@ export PATH=/usr/bin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-for module in /modules/*.ko; do insmod "$module"; done
+for module in /modules/*.ko; do
+    name=${module##*/??-}
+    parameters=
+    for word in $(cat /proc/cmdline); do  # "kvm_intel.ept=0" on the kernel command line
+        [ "${word%%.*}" = "${name%.ko}" ] && parameters="$parameters ${word#*.}"
+    done
+    insmod "$module" $parameters
+done
 @MOUNT@
 # Raw: no line ending is rewritten, no byte of the JUnit file is taken for a control character.
 stty -F /dev/ttyS1 raw -echo
@@ -67,13 +74,17 @@ junit=$root{JUNIT}
 
 @dataclass(frozen=True)
 class Job:
-    """What a rig is to run.  ``memory`` is in MiB; ``environment`` is added to the guest's."""
+    """What a rig is to run.  ``memory`` is in MiB; ``environment`` is added to the guest's.
+
+    ``kernel_arguments`` go on its kernel's command line, module parameters among them.
+    """
 
     command: Sequence[str]
     memory: int
     cpus: int = 1
     junit: bool = False
     verbose: bool = False
+    kernel_arguments: str = ""
     extra_files: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 

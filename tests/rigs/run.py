@@ -40,6 +40,7 @@ def main() -> int:
         cpus=arguments.cpus,
         junit=arguments.junit is not None,
         verbose=arguments.verbose,
+        kernel_arguments=arguments.kernel_arguments,
         extra_files=arguments.add,
         environment=dict(pair.split("=", 1) for pair in arguments.env),
     )
@@ -82,6 +83,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, metavar="S", help="kill it after S seconds")
     parser.add_argument("--memory", type=int, metavar="MIB", help="guest memory")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="svm: guest CPUs")
+    parser.add_argument(
+        "--kernel-arguments",
+        default="",
+        metavar="TEXT",
+        help="added to the kernel's command line; kvm_intel.unrestricted_guest=0 sets a parameter",
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument(
         "--add",

@@ -65,7 +65,8 @@ def _script(job: guest.Job) -> str:
 
 
 def _options(job: guest.Job, ports: Ports, image: Path, initrd: Path) -> list[str]:
-    append = "console=ttyS0 mitigations=off" + ("" if job.verbose else " quiet")
+    append = f"console=ttyS0 mitigations=off {job.kernel_arguments}"
+    append += "" if job.verbose else " quiet"
     serial = [
         option
         for name, path in vars(ports).items()

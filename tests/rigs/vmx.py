@@ -78,7 +78,7 @@ def run(job: guest.Job, session: Session, work: Path) -> int:
     end = overlay + (work / "overlay.cpio").stat().st_size
     if end > job.memory << 20:
         raise host.RigError(f"the guest's files end at {end >> 20} MiB: use --memory")
-    _write_kernel(image.bzimage, work, initrd_size=end - _INITRD, verbose=job.verbose)
+    _write_kernel(image.bzimage, work, job, initrd_size=end - _INITRD)
     (work / "debugger.rc").write_text("continue\n")
     shim = _shim()
 
@@ -113,12 +113,11 @@ def _shim() -> Path:
     return host.cached("bxfix", host.fingerprint(*flags, source.read_bytes()), build) / "bxfix.so"
 
 
-def _write_kernel(image: Path, work: Path, *, initrd_size: int, verbose: bool) -> None:
+def _write_kernel(image: Path, work: Path, job: guest.Job, *, initrd_size: int) -> None:
     """Lay out the kernel as a boot loader would leave it in memory; the option ROM starts it."""
     bzimage = kernel.BzImage.parse(image.read_bytes())
-    command_line = "console=ttyS0 nokaslr mitigations=off cryptomgr.notests" + (
-        "" if verbose else " quiet"
-    )
+    command_line = "console=ttyS0 nokaslr mitigations=off cryptomgr.notests"
+    command_line += f" {job.kernel_arguments}" + ("" if job.verbose else " quiet")
     setup = bytearray(bzimage.setup.ljust(_SETUP_HEAP_END, b"\0"))
     # The fields that the boot protocol obliges a boot loader to write.
     setup[0x210] = 0xFF  # type_of_loader: none of the registered ones
