@@ -135,14 +135,26 @@ def need(packages: Mapping[str, str]) -> None:
     if os.geteuid() != 0:
         raise Unavailable(f"not installed: {names}. Run: sudo apt-get install -y {names}")
     say(f"installing {names}")
-    install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing]
+    # Somebody else's apt may be at work as well.
+    patient = ["-o", "DPkg::Lock::Timeout=300"]
+    install = ["apt-get", *patient, "install", "-y", "-q", "--no-install-recommends", *missing]
     _apt(install, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
     if missing := _missing(packages):
         raise RigError(f"installed, and still not found: {' '.join(missing)}")
 
 
 def _apt(argv: list[str], **options: object) -> str:
-    """Run an apt tool, and when it fails, once more with new package lists."""
+    """Run an apt tool, and when it fails, once more with new package lists.
+
+    One at a time: apt refuses what finds its locks taken, and two rigs may start at once.
+    """
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    with _locked(root / "apt.lock"):
+        return _apt_locked(argv, **options)
+
+
+def _apt_locked(argv: list[str], **options: object) -> str:
     try:
         return run(argv, **options)
     except RigError as error:
