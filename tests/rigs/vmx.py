@@ -24,6 +24,7 @@ PACKAGES = {
     # A display that is a pseudo-terminal nobody reads: the other ones listen on a port or need X.
     "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so": "bochs-term",
     "/usr/share/bochs/BIOS-bochs-latest": "bochsbios",
+    "/usr/share/bochs/VGABIOS-lgpl-latest": "vgabios",
     "gcc": "gcc",
     "/usr/include/x86_64-linux-gnu/sys/mman.h": "libc6-dev",
     "setpriv": "util-linux",
