@@ -341,6 +341,15 @@ class VCPU:
         return Cpuid._from_c(table)
 
     @property
+    def cpuid(self) -> Cpuid:
+        """CPUID as this vCPU shows it: ``cpu.cpuid[1].ecx``. Assigning is :meth:`set_cpuid`."""
+        return self.get_cpuid()
+
+    @cpuid.setter
+    def cpuid(self, cpuid: Cpuid) -> None:
+        self.set_cpuid(cpuid)
+
+    @property
     def mp_state(self) -> int:
         """KVM_MP_STATE_*: 0 runnable, 1 waits for INIT, 2 got INIT, 3 halted."""
         state = _ffi.new("struct kvm_mp_state *")

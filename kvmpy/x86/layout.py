@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from kvmpy.memory import HOLE_END as HOLE_END
+from kvmpy.memory import HOLE_START as HOLE_START
+from kvmpy.memory import PAGE_SIZE as PAGE_SIZE
+
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
-PAGE_SIZE: Final = 4 * KIB
 
-# --- platform: the hole below 4 GiB -------------------------------------------------------------
-# RAM stops at 3 GiB and continues at 4 GiB: the last GiB of the 32-bit space belongs to devices,
-# the interrupt controllers and the firmware window.
-HOLE_START: Final = 3 * GIB
-HOLE_END: Final = 4 * GIB
-
+# --- platform: what lies in the hole below 4 GiB ------------------------------------------------
 IOAPIC_BASE: Final = 0xFEC0_0000  # reset value of the I/O APIC of every PC; KVM's is fixed there
 LAPIC_BASE: Final = 0xFEE0_0000  # reset value of IA32_APIC_BASE
 

@@ -145,7 +145,7 @@ def test_cpuid_of_ones_own(start, vm):
     cpu = start("mov eax, 0x40000000; cpuid; out 0x10, al", vcpu=vm.vcpu(cpuid=table))
     cpu.expect(kvmpy.IoOut, timeout=5)
     assert cpu.regs.rbx == 0x796D_766B
-    got = cpu.get_cpuid()
+    got = cpu.cpuid
     assert got[0x4000_0000].ebx == 0x796D_766B
     assert list(got)[-1] != Leaf(0)  # trailing empty entries are cut off
     assert {leaf.function for leaf in got} <= {leaf.function for leaf in table}
@@ -157,7 +157,7 @@ def test_cpuid_is_final_after_the_first_run(start, vm):
     cpu.run(timeout=5)
     changed = cpu.get_cpuid().with_leaf(Leaf(0, eax=1))
     with pytest.raises(kvmpy.KvmIoctlError, match="cannot change once the vCPU has run"):
-        cpu.set_cpuid(changed)
+        cpu.cpuid = changed
 
 
 def test_get_cpuid_with_a_table_too_small(vm):
@@ -261,16 +261,25 @@ def test_entering_resets_system_call_msrs(start, vm):
 
 
 def test_eio_of_a_dead_vm(vm, monkeypatch):
-    """EIO on our own VM means that KVM has given it up (correctness 7)."""
+    """EIO for everything on our own VM means that KVM has given it up (correctness 7)."""
+    cpu = vm.vcpu()
+    monkeypatch.setattr(ioctls, "_call", lambda fd, request, argument: -errno.EIO)
+    with pytest.raises(kvmpy.VmDeadError, match="marked this VM as dead"):
+        _ = cpu.mp_state
+
+
+def test_eio_of_one_ioctl_is_no_dead_vm(vm, monkeypatch):
+    """The VM still answers KVM_CHECK_EXTENSION: the ioctl has a reason of its own."""
     raw = ioctls.Ioctl.raw
 
-    def dead(self, fd, argument=0):
+    def failing(self, fd, argument=0):
         return -errno.EIO if self.name == "KVM_GET_MP_STATE" else raw(self, fd, argument)
 
     cpu = vm.vcpu()
-    monkeypatch.setattr(ioctls.Ioctl, "raw", dead)
-    with pytest.raises(kvmpy.VmDeadError, match="marked this VM as dead"):
+    monkeypatch.setattr(ioctls.Ioctl, "raw", failing)
+    with pytest.raises(kvmpy.KvmIoctlError) as caught:
         _ = cpu.mp_state
+    assert not isinstance(caught.value, kvmpy.VmDeadError)
 
 
 def test_sync_regs_refuse_unknown_bits(start):
