@@ -110,7 +110,6 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_RUN", _errno.ENOMEM): "the host is out of memory for guest page tables",
 }
 _GENERAL_HINTS: dict[int, str] = {
-    _errno.EIO: "KVM has marked this VM as dead, or it belongs to another process",
     _errno.ENOTTY: "this kernel's KVM does not know the call on this kind of file descriptor",
     _errno.EBADF: "the file descriptor is closed",
     _errno.EMFILE: "this process has too many open files (ulimit -n)",
@@ -142,6 +141,10 @@ class KvmIoctlError(KvmpyError, OSError):
 
 class VmDeadError(KvmIoctlError):
     """KVM has marked the VM as dead (``kvm_vm_dead``): nothing but closing it works any more."""
+
+    def __init__(self, name: str, errno: int, argument: str = ""):
+        super().__init__(name, errno, argument)
+        self.hint = "KVM has marked this VM as dead; the kernel's log may say why (dmesg)"
 
 
 class UnexpectedExitError(KvmpyError):
