@@ -128,7 +128,8 @@ class GuestMemory:
         self._closed = False
         #: The region at guest physical address 0, if there is one.
         self._low, self._low_end = memoryview(b""), -1
-        self._on_add: Callable[[Region], None] | None = None
+        #: The VMs that have it: each is told of a region added later.
+        self._adopters: list[Callable[[Region], None]] = []
         if size is None:
             return
         try:
@@ -171,8 +172,8 @@ class GuestMemory:
             raise GuestMemoryError(f"cannot map {size:#x} bytes of memory: {error}") from error
         region = Region(gpa, size, read_only, actual, memoryview(mapping), fd, None, mapping)
         try:
-            if self._on_add:
-                self._on_add(region)
+            for adopt in self._adopters:
+                adopt(region)
         except BaseException:
             _release(region)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import _native, capabilities, ioctls
@@ -65,6 +66,7 @@ class VM(BusMethods):
         self._owns_memory = not isinstance(memory, GuestMemory)
         self._vcpus: list[weakref.ref[VCPU]] = []
         self._next_slot = 0
+        self._adopt: Callable[[Region], None] | None = None
         #: Guest memory; closed with the VM unless the caller made it.
         self.memory = memory if isinstance(memory, GuestMemory) else GuestMemory()
         self._kvm = kvm or KVM()
@@ -93,7 +95,8 @@ class VM(BusMethods):
         register = weakref.WeakMethod(self._register)
         for region in self.memory.regions:
             self._register(region)
-        self.memory._on_add = lambda region: _call(register, region)
+        self._adopt = lambda region: _call(register, region)
+        self.memory._adopters.append(self._adopt)
         if isinstance(memory, (int, str)):
             self.memory.add_ram(memory, backing=backing)
         if self.has_irqchip:
@@ -226,7 +229,8 @@ class VM(BusMethods):
         self._bus = None
         if self._owns_kvm:
             self._kvm.close()
-        self.memory._on_add = None
+        if self._adopt in self.memory._adopters:
+            self.memory._adopters.remove(self._adopt)
         if self._owns_memory:
             self.memory.close()
 

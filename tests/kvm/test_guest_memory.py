@@ -185,3 +185,21 @@ def test_vm_without_memory():
         cpu = vm.vcpu()
         cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
         cpu.expect(kvmpy.Hlt, timeout=5)
+
+
+def test_two_vms_share_a_memory_and_what_is_added_to_it():
+    """A region added after both VMs have the memory reaches the guests of both."""
+    with (
+        kvmpy.GuestMemory("1M") as memory,
+        kvmpy.VM(memory) as first,
+        kvmpy.VM(memory) as second,
+    ):
+        memory.add(0x4000_0000, "64K")
+        memory.write(
+            0x1000, kvmpy.asm("mov eax, [0x40000000]; inc eax; mov [0x40000000], eax; hlt")
+        )
+        for vm in (first, second):
+            cpu = vm.vcpu()
+            cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+            cpu.expect(kvmpy.Hlt, timeout=30)
+        assert memory.read(0x4000_0000, 4) == b"\x02\0\0\0"
