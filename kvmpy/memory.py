@@ -240,6 +240,27 @@ class GuestMemory:
             piece[:] = source[: piece.nbytes]
             source = source[piece.nbytes :]
 
+    def zero(self, gpa: int, size: int) -> None:
+        """Zero ``size`` bytes at ``gpa``, or raise GuestMemoryError and change nothing."""
+        if size < 0 or (size and not self.contains(gpa, size)):
+            list(self._pieces(gpa, size))  # names the address that is none
+        for region in self._regions:
+            start, end = max(gpa, region.gpa), min(gpa + size, region.end)
+            if start >= end:
+                continue
+            first, last = -(-start // PAGE_SIZE) * PAGE_SIZE, end // PAGE_SIZE * PAGE_SIZE
+            if last - first >= len(_ZEROS) and _forget(region, first, last):
+                self._write_zeros(start, first)
+                self._write_zeros(last, end)
+            else:
+                self._write_zeros(start, end)
+
+    def _write_zeros(self, start: int, end: int) -> None:
+        with memoryview(_ZEROS) as zeros:
+            for gpa in range(start, end, len(_ZEROS)):
+                with zeros[: end - gpa] as part:
+                    self.write(gpa, part)
+
     def __getitem__(self, key: slice) -> memoryview:
         try:
             start, stop = key.start, key.stop
@@ -295,6 +316,24 @@ class GuestMemory:
         if self._closed:
             return "<GuestMemory, closed>"
         return f"<GuestMemory {self.size >> 10} KiB: {', '.join(map(repr, self._regions))}>"
+
+
+_ZEROS = bytes(1 << 20)
+
+# How the host forgets pages, so that they read as zero: at once, whatever their number. Writing
+# zeros would take seconds per GiB of memory not yet touched, and would make all of it resident.
+_FORGET = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE}
+
+
+def _forget(region: Region, start: int, end: int) -> bool:
+    """Drop whole pages of a region; False where its backing or the kernel cannot."""
+    if region.backing not in _FORGET or region._map is None:
+        return False
+    try:
+        region._map.madvise(_FORGET[region.backing], start - region.gpa, end - start)
+    except OSError:
+        return False
+    return True
 
 
 def _release(region: Region) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import mmap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from kvmpy.x86 import layout
 from kvmpy.x86.modes import Mode
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory, Region
+    from kvmpy.memory import GuestMemory
 
 LIMIT_4G = 4 * layout.GIB
 """Everything that a boot protocol hands over by 32-bit address ends below this."""
@@ -124,7 +123,7 @@ class Placement:
             elif source is not None:
                 self._memory.write(gpa, source)
             else:
-                _zero(self._memory, gpa, size)
+                self._memory.zero(gpa, size)
         return tuple(sorted(self._claims))
 
     def _gaps(self, window: e820.Range) -> Iterator[e820.Range]:
@@ -156,44 +155,3 @@ def _reserved_ranges(memory: GuestMemory, mode: Mode) -> list[tuple[e820.Range, 
     with contextlib.suppress(ImageError):  # real mode works in less RAM than the area takes
         reserved.append((e820.supervisor_range(memory), "the supervisor area"))
     return reserved
-
-
-_ZEROS = bytes(layout.MIB)
-
-# How the host forgets pages, so that they read as zero: at once, whatever their number. Writing
-# zeros would take seconds per GiB of memory not yet touched, and would make all of it resident.
-_FORGET = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE}
-
-
-def _zero(memory: GuestMemory, gpa: int, size: int) -> None:
-    """Zero a range of RAM, which may cross adjacent regions."""
-    for region in memory.regions:
-        start, end = max(gpa, region.gpa), min(gpa + size, region.end)
-        if start >= end:
-            continue
-        first = -(-start // layout.PAGE_SIZE) * layout.PAGE_SIZE
-        last = end // layout.PAGE_SIZE * layout.PAGE_SIZE
-        if last - first >= len(_ZEROS) and _forget(region, first, last):
-            _write_zeros(memory, start, first)
-            _write_zeros(memory, last, end)
-        else:
-            _write_zeros(memory, start, end)
-
-
-def _forget(region: Region, start: int, end: int) -> bool:
-    """Drop whole pages of a region; False where its backing or the kernel cannot."""
-    mapping = region.view.obj
-    if region.backing not in _FORGET or not isinstance(mapping, mmap.mmap):
-        return False
-    try:
-        mapping.madvise(_FORGET[region.backing], start - region.gpa, end - start)
-    except OSError:
-        return False
-    return True
-
-
-def _write_zeros(memory: GuestMemory, start: int, end: int) -> None:
-    with memoryview(_ZEROS) as zeros:
-        for gpa in range(start, end, len(_ZEROS)):
-            with zeros[: end - gpa] as part:
-                memory.write(gpa, part)
