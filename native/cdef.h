@@ -29,7 +29,6 @@ void shim_bus_free(struct shim_bus *bus);
 int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t length, int owner,
                    uint32_t handler, void *object);
 int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first);
-int shim_bus_flush(struct shim_bus *bus);
 
 struct shim_counter { uint64_t reads, writes; };
 

@@ -21,7 +21,7 @@ Range = tuple[int, int]
 """Start and exclusive end, guest-physical."""
 
 # Video memory, option ROMs and firmware of every PC. Backed by RAM here, never used by choice.
-LOW_HOLE: Range = (0xA_0000, 0x10_0000)
+LOW_HOLE: Range = (layout.LOW_MEMORY_END, layout.MIB)
 # KVM_SET_IDENTITY_MAP_ADDR (one page) and KVM_SET_TSS_ADDR (three pages)
 KVM_PRIVATE: Range = (layout.IDENTITY_MAP, layout.TSS_ADDR + 3 * layout.PAGE_SIZE)
 

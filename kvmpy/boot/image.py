@@ -99,6 +99,11 @@ class Request:
     load_address: int | None = None
     mode: Mode | None = None
 
+    @property
+    def boot_modules(self) -> tuple[Module, ...]:
+        """What Multiboot and PVH hand over as modules: the initrd, if given, comes first."""
+        return (Module(self.initrd, b""), *self.modules) if self.initrd else self.modules
+
     def refuse_boot_information(self, format: str) -> None:
         """For formats that define no way to pass a command line or files."""
         given = {"cmdline": self.cmdline, "initrd": self.initrd, "modules": self.modules}

@@ -170,9 +170,7 @@ def _place_by_address_fields(image: Image, header: Header, placement: Placement)
 
 def _place_info(request: Request, placement: Placement) -> int:
     """Place modules and the information structure; return the latter's gpa."""
-    modules = request.modules
-    if request.initrd:
-        modules = (Module(request.initrd, b""), *modules)
+    modules = request.boot_modules
     mods = b"".join(_place_module(module, placement) for module in modules)
     mods_addr = placement.place_data("module list", mods) if mods else 0
     mmap = encode_map(request.memory)

@@ -78,9 +78,7 @@ def load(request: Request) -> LoadedImage:
 
 def _place_start_info(request: Request, placement: Placement) -> int:
     """Place the modules and hvm_start_info; return the latter's gpa."""
-    modules = request.modules
-    if request.initrd:
-        modules = (Module(request.initrd, b""), *modules)
+    modules = request.boot_modules
     modlist = b"".join(_place_module(module, placement) for module in modules)
     modlist_paddr = placement.place_data("module list", modlist) if modlist else 0
     memmap = encode_map(request.memory)

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..boot import FORMATS
 from ..errors import ImageError
 from ..machine import Machine, Outcome
 from ..memory import parse_size
 from ..x86.modes import Mode
 
-_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh", "linux")
+_AUTO = "auto"
 DEMO = "demo"
 
 
@@ -85,14 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--module", action="append", default=[], metavar="FILE[=TEXT]",
         help="boot module for Multiboot and PVH, with its string; repeatable",
     )  # fmt: skip
-    add("--format", choices=_FORMATS, default="auto", help="default: told from the content")
+    add("--format", choices=(_AUTO, *FORMATS), default=_AUTO, help="default: told from the content")
     add("--load-address", type=_address, metavar="GPA", help="where a flat image goes")
     add(
         "--mode", choices=[mode.value for mode in Mode],
         help="CPU mode a flat or ELF image starts in",
     )  # fmt: skip
     add(
-        "--irqchip", choices=("auto", "kernel", "none"), default="auto",
+        "--irqchip", choices=(_AUTO, "kernel", "none"), default=_AUTO,
         help="KVM's interrupt controllers and PIT; auto: for Linux only",
     )  # fmt: skip
     add("--hugepages", action="store_true", help="back RAM with 2 MiB hugetlb pages if possible")
@@ -146,13 +147,13 @@ def _machine(args: argparse.Namespace) -> Iterator[Machine]:
             image,
             memory=args.memory,
             backing="hugetlb" if args.hugepages else "anonymous",
-            format=None if args.format == "auto" else args.format,
+            format=None if args.format == _AUTO else args.format,
             cmdline=args.append,
             initrd=initrd,
             modules=modules,
             load_address=args.load_address,
             mode=Mode(args.mode) if args.mode else None,
-            irqchip=None if args.irqchip == "auto" else args.irqchip == "kernel",
+            irqchip=None if args.irqchip == _AUTO else args.irqchip == "kernel",
             output=None if args.json else sys.stdout.fileno(),
             pin=args.pin,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .. import exits
 from ..boot import LoadedImage
+from ..boot import detect as detect_format
 from ..boot import load as load_image
 from ..devices import DebugConsole, DebugExit, PostPort, Uart
 from ..exits import Exit
@@ -81,10 +82,9 @@ class Machine:
         output: int | None = None,
         pin: int | None = None,
     ):
-        from ..boot import detect
-
+        format = format or detect_format(image)
         if irqchip is None:
-            irqchip = (format or detect(image)) == "linux"
+            irqchip = format == "linux"
         self.vm = VM(memory, backing=backing, irqchip=irqchip, pit=irqchip)
         try:
             # Before loading: an image that lies here is right to overwrite it.
