@@ -45,7 +45,7 @@ def main() -> None:
         end = cpu.expect(kvmpy.GuestException, timeout=10)
         print(f"ring {cpu.regs.rbx & 3} called ring {cpu.regs.rdx & 3}: 40 + 2 = {cpu.regs.rax}")
         print(f"back in ring 3, then: {end.name}")
-        print(f"exits to the host: {cpu.stats.total}")
+        print(f"exits to the host: {cpu.run_stats.total}")
 
 
 if __name__ == "__main__":

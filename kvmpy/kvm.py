@@ -63,7 +63,7 @@ class KVM:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise _cannot_open(path, error) from None
-        version = ioctls.ALL["KVM_GET_API_VERSION"].raw(self._fd)
+        version = ioctls.KVM_GET_API_VERSION.raw(self._fd)
         if version != API_VERSION:
             self.close()
             if version < 0:  # ENOTTY from most; other devices have errors of their own
@@ -88,11 +88,11 @@ class KVM:
         Raises ValueError for a name that is not known here.
         """
         number = capabilities.number(capability)
-        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), number, f"{capability}")
+        return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
 
     def create_vm(self, machine_type: int = 0) -> int:
         """KVM_CREATE_VM: a new VM's descriptor. Raises KvmBrokenError when KVM refuses."""
-        result = ioctls.ALL["KVM_CREATE_VM"].raw(self.fileno(), machine_type)
+        result = ioctls.KVM_CREATE_VM.raw(self.fileno(), machine_type)
         if result >= 0:
             return result
         if -result in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINVAL):
@@ -113,7 +113,7 @@ class KVM:
     @property
     def vcpu_mmap_size(self) -> int:
         """Bytes of a vCPU's kvm_run mapping (KVM_GET_VCPU_MMAP_SIZE)."""
-        return ioctls.ALL["KVM_GET_VCPU_MMAP_SIZE"](self.fileno())
+        return ioctls.KVM_GET_VCPU_MMAP_SIZE(self.fileno())
 
     def supported_cpuid(self) -> Cpuid:
         """KVM_GET_SUPPORTED_CPUID: what KVM can give a guest. E2BIG means: a larger table."""
@@ -121,7 +121,7 @@ class KVM:
         while True:
             table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
             table.nent = entries
-            result = ioctls.ALL["KVM_GET_SUPPORTED_CPUID"].raw(self.fileno(), table)
+            result = ioctls.KVM_GET_SUPPORTED_CPUID.raw(self.fileno(), table)
             if result == 0:
                 return Cpuid._from_c(table)
             if result != -errno.E2BIG or entries >= 1 << 14:

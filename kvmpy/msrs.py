@@ -75,7 +75,7 @@ class Msrs:
         wanted = [index_of(key) for key in keys]
         for at in range(0, len(wanted), CHUNK):
             table = _table([(index, 0) for index in wanted[at : at + CHUNK]])
-            self._transfer(ioctls.ALL["KVM_GET_MSRS"], table)
+            self._transfer(ioctls.KVM_GET_MSRS, table)
             result.update((entry.index, entry.data) for entry in table.entries)
         return result
 
@@ -86,7 +86,7 @@ class Msrs:
             if not 0 <= value < 1 << 64:
                 raise ValueError(f"MSR {name_of(index)} = {value:#x}: not in 0..2**64-1")
         for at in range(0, len(items), CHUNK):
-            self._transfer(ioctls.ALL["KVM_SET_MSRS"], _table(items[at : at + CHUNK]))
+            self._transfer(ioctls.KVM_SET_MSRS, _table(items[at : at + CHUNK]))
 
     def _fd(self) -> int:
         settled_fd = self._settled_fd()

@@ -57,7 +57,7 @@ def _sync_error(fd: int, code: int) -> Exception:
         return ClosedError("the vCPU is closed")
     if code == errno.EBUSY:
         return KvmIoctlError("KVM_GET_REGS", code, "another thread is running this vCPU")
-    return ioctls.ALL["KVM_GET_REGS"].error(fd, code)
+    return ioctls.KVM_GET_REGS.error(fd, code)
 
 
 def _does_not_fit(name: str, value: object, bits: int) -> Exception:

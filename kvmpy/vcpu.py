@@ -79,8 +79,8 @@ class VCPU:
         self._pin = pin
         self._pinned_thread = 0
         self._stubs: StubTable | None = None
-        fd = ioctls.ALL["KVM_CREATE_VCPU"](vm.fileno(), id, f"id {id}")
-        ioctls.remember_creator(fd)
+        fd = ioctls.KVM_CREATE_VCPU(vm.fileno(), id, f"id {id}")
+        ioctls.remember_origin(fd, vm.fileno())
         error = _ffi.new("int *")
         # Everything the C side points into lives at least as long as this object.
         self._bus: Bus = vm.bus
@@ -149,7 +149,7 @@ class VCPU:
             _lib.shim_finish(shim)
             raise
         if stop == _BUSY:  # refused: the ring, too, belongs to the run under way
-            raise ioctls.ALL["KVM_RUN"].error(self._fd, errno.EBUSY, f"vCPU {self.id}")
+            raise ioctls.KVM_RUN.error(self._fd, errno.EBUSY, f"vCPU {self.id}")
         if shim.ring_length:
             self._drain_ring()
         if stop == _EXIT:
@@ -245,7 +245,7 @@ class VCPU:
             raise OSError(value, os.strerror(value))
         if stop == _CLOSED:
             raise ClosedError("the vCPU was closed")
-        raise ioctls.ALL["KVM_RUN"].error(self._fd, value, f"vCPU {self.id}")
+        raise ioctls.KVM_RUN.error(self._fd, value, f"vCPU {self.id}")
 
     def _drain_ring(self) -> None:
         shim = self._shim
@@ -312,32 +312,32 @@ class VCPU:
         self._set_sregs(fd, state)
         self.msrs.write(state.msrs)
         fpu = _ffi.new("struct kvm_fpu *")
-        ioctls.ALL["KVM_GET_FPU"](fd, fpu)
+        ioctls.KVM_GET_FPU(fd, fpu)
         fpu.fcw, fpu.mxcsr = state.fcw, state.mxcsr
-        ioctls.ALL["KVM_SET_FPU"](fd, fpu)
-        ioctls.ALL["KVM_SET_REGS"](fd, _ffi.new("struct kvm_regs *", dict(state.regs)))
+        ioctls.KVM_SET_FPU(fd, fpu)
+        ioctls.KVM_SET_REGS(fd, _ffi.new("struct kvm_regs *", dict(state.regs)))
         self._stubs = state.stub_table
 
     def _set_sregs(self, fd: int, state: CpuState) -> None:
         sregs = _ffi.new("struct kvm_sregs *")
-        ioctls.ALL["KVM_GET_SREGS"](fd, sregs)  # APIC base and the interrupt bitmap stay
+        ioctls.KVM_GET_SREGS(fd, sregs)  # APIC base and the interrupt bitmap stay
         new = state.sregs
         for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt"):
             setattr(sregs, name, vars(getattr(new, name)))  # same field names: cffi takes a dict
         for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
             setattr(sregs, name, getattr(new, name))
         detail = f"cr0 {new.cr0:#x}, cr4 {new.cr4:#x}, efer {new.efer:#x}"
-        ioctls.ALL["KVM_SET_SREGS"](fd, sregs, detail)
+        ioctls.KVM_SET_SREGS(fd, sregs, detail)
 
     def set_cpuid(self, cpuid: Cpuid) -> None:
         """KVM_SET_CPUID2, before the first run."""
-        ioctls.ALL["KVM_SET_CPUID2"](self.fileno(), cpuid._to_c(), f"{len(cpuid)} leaves")
+        ioctls.KVM_SET_CPUID2(self.fileno(), cpuid._to_c(), f"{len(cpuid)} leaves")
 
     def get_cpuid(self, entries: int = 256) -> Cpuid:
         """KVM_GET_CPUID2: what the guest sees."""
         table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
         table.nent = entries
-        ioctls.ALL["KVM_GET_CPUID2"](self.fileno(), table, f"{entries} entries")
+        ioctls.KVM_GET_CPUID2(self.fileno(), table, f"{entries} entries")
         return Cpuid._from_c(table)
 
     @property
@@ -353,18 +353,18 @@ class VCPU:
     def mp_state(self) -> int:
         """KVM_MP_STATE_*: 0 runnable, 1 waits for INIT, 2 got INIT, 3 halted."""
         state = _ffi.new("struct kvm_mp_state *")
-        ioctls.ALL["KVM_GET_MP_STATE"](self._settle(0), state)
+        ioctls.KVM_GET_MP_STATE(self._settle(0), state)
         value: int = state.mp_state
         return value
 
     @mp_state.setter
     def mp_state(self, value: int) -> None:
         state = _ffi.new("struct kvm_mp_state *", {"mp_state": value})
-        ioctls.ALL["KVM_SET_MP_STATE"](self._settle(0), state, f"{value}")
+        ioctls.KVM_SET_MP_STATE(self._settle(0), state, f"{value}")
 
     def nmi(self) -> None:
         """KVM_NMI: queue a non-maskable interrupt."""
-        ioctls.ALL["KVM_NMI"](self.fileno())
+        ioctls.KVM_NMI(self.fileno())
 
     def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: queue an external interrupt, in a VM without in-kernel irqchip.
@@ -372,7 +372,7 @@ class VCPU:
         ``vector`` 0..255. The guest must be ready for it: RFLAGS.IF set, none queued.
         """
         request = _ffi.new("struct kvm_interrupt *", {"irq": vector})
-        ioctls.ALL["KVM_INTERRUPT"](self.fileno(), request, f"vector {vector}")
+        ioctls.KVM_INTERRUPT(self.fileno(), request, f"vector {vector}")
 
     def _settle(self, fields: int) -> int:
         """The descriptor, for an ioctl that reads or sets state: the last exit's instruction is
@@ -380,7 +380,7 @@ class VCPU:
         fd = self.fileno()
         error = _lib.shim_settle(self._shim, fields)
         if error:
-            raise ioctls.ALL["KVM_RUN"].error(fd, -error, "completing the last exit")
+            raise ioctls.KVM_RUN.error(fd, -error, "completing the last exit")
         self.regs._fresh = self.sregs._fresh = False
         return fd
 
@@ -390,12 +390,12 @@ class VCPU:
     # -- statistics
 
     def measure(self, on: bool = True) -> None:
-        """Have :attr:`stats` tell times as well as counts; costs two clock readings an exit."""
+        """Have :attr:`run_stats` tell times as well as counts; costs two clock readings an exit."""
         self._open()
         self._shim.timing = on
 
     @property
-    def stats(self) -> RunStats:
+    def run_stats(self) -> RunStats:
         """Exits by reason so far; their times too, from :meth:`measure` on."""
         shim = self._shim
         counts = _ffi.unpack(shim.exits, _lib.SHIM_EXIT_REASONS)

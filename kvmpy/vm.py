@@ -73,7 +73,7 @@ class VM(BusMethods):
         self._owns_kvm = kvm is None
         try:
             self._fd = self._kvm.create_vm()
-            ioctls.remember_creator(self._fd)
+            ioctls.remember_origin(self._fd, self._fd)
             self.run_size = self._kvm.vcpu_mmap_size
             self.sync_fields = self.check_extension(_lib.KVM_CAP_SYNC_REGS)
             self._bus = Bus()
@@ -87,9 +87,9 @@ class VM(BusMethods):
         # Before the first vCPU: kvm_intel without unrestricted guest needs these pages to run real
         # mode, and they must lie outside all memory. The identity map cannot be set once a vCPU
         # exists; then the irqchip, the PIT, and vCPUs last.
-        ioctls.ALL["KVM_SET_TSS_ADDR"](self._fd, layout.TSS_ADDR, f"{layout.TSS_ADDR:#x}")
+        ioctls.KVM_SET_TSS_ADDR(self._fd, layout.TSS_ADDR, f"{layout.TSS_ADDR:#x}")
         identity = _ffi.new("uint64_t *", layout.IDENTITY_MAP)
-        ioctls.ALL["KVM_SET_IDENTITY_MAP_ADDR"](self._fd, identity, f"{layout.IDENTITY_MAP:#x}")
+        ioctls.KVM_SET_IDENTITY_MAP_ADDR(self._fd, identity, f"{layout.IDENTITY_MAP:#x}")
         # Adopt: existing regions now, later ones as they are added. Weak, or VM and memory would
         # keep each other.
         register = weakref.WeakMethod(self._register)
@@ -100,10 +100,10 @@ class VM(BusMethods):
         if isinstance(memory, (int, str)):
             self.memory.add_ram(memory, backing=backing)
         if self.has_irqchip:
-            ioctls.ALL["KVM_CREATE_IRQCHIP"](self._fd)
+            ioctls.KVM_CREATE_IRQCHIP(self._fd)
         if pit:
             config = _ffi.new("struct kvm_pit_config *")
-            ioctls.ALL["KVM_CREATE_PIT2"](self._fd, config)
+            ioctls.KVM_CREATE_PIT2(self._fd, config)
 
     # -- memory
 
@@ -128,7 +128,7 @@ class VM(BusMethods):
             },
         )
         detail = f"slot {self._next_slot}, gpa {region.gpa:#x}, size {region.size:#x}"
-        ioctls.ALL["KVM_SET_USER_MEMORY_REGION"](self.fileno(), slot, detail)
+        ioctls.KVM_SET_USER_MEMORY_REGION(self.fileno(), slot, detail)
         region.slot = self._next_slot
         self._next_slot += 1
 
@@ -180,7 +180,7 @@ class VM(BusMethods):
     def check_extension(self, capability: int | str) -> int:
         """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says."""
         number = capabilities.number(capability)
-        return ioctls.ALL["KVM_CHECK_EXTENSION"](self.fileno(), number, f"{capability}")
+        return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
 
     def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
         """KVM_ENABLE_CAP on the VM with up to four arguments."""
@@ -188,20 +188,20 @@ class VM(BusMethods):
         request.cap, request.flags = capabilities.number(capability), flags
         for i, value in enumerate(args):
             request.args[i] = value
-        ioctls.ALL["KVM_ENABLE_CAP"](self.fileno(), request, f"capability {capability}")
+        ioctls.KVM_ENABLE_CAP(self.fileno(), request, f"capability {capability}")
 
     def irq_line(self, gsi: int, level: int) -> None:
         """KVM_IRQ_LINE: drive interrupt line ``gsi`` of the in-kernel irqchip to 0 or 1."""
         line = _ffi.new("struct kvm_irq_level *")
         line.irq, line.level = gsi, level
-        ioctls.ALL["KVM_IRQ_LINE"](self.fileno(), line, f"gsi {gsi}, level {level}")
+        ioctls.KVM_IRQ_LINE(self.fileno(), line, f"gsi {gsi}, level {level}")
 
     def irqfd(self, eventfd: int, gsi: int, *, deassign: bool = False) -> None:
         """KVM_IRQFD: a write to ``eventfd`` raises ``gsi`` as an edge."""
         request = _ffi.new("struct kvm_irqfd *")
         request.fd, request.gsi = eventfd, gsi
         request.flags = _lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
-        ioctls.ALL["KVM_IRQFD"](self.fileno(), request, f"eventfd {eventfd}, gsi {gsi}")
+        ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {eventfd}, gsi {gsi}")
 
     # -- life
 

@@ -1,9 +1,10 @@
-"""Builds ``kvmpy._native``: the C shim and the few KVM structures Python reads and writes.
+"""Builds ``kvmpy._native``: the C shim, and KVM's structures and numbers as Python sees them.
 
 cffi's API mode: the C compiler, with the installed uapi headers, has the last word on every layout
 and constant below ("...;" means "there is more, ask the compiler").
 """
 
+import runpy
 from pathlib import Path
 
 from cffi import FFI
@@ -13,8 +14,10 @@ SOURCES = sorted(path.name for path in HERE.glob("*.c"))
 HEADERS = sorted(path.name for path in HERE.glob("*.h"))
 
 ffi = FFI()
-for name in ("cdef.h", "capabilities.h"):
+for name in ("kvm_api.h", "capabilities.h", "cdef.h"):
     ffi.cdef((HERE / name).read_text())
+TABLE = runpy.run_path(str(HERE.parent / "kvmpy" / "ioctl_table.py"))["TABLE"]
+ffi.cdef("".join(f"#define {row.split()[0]} ...\n" for row in TABLE.splitlines() if row))
 ffi.set_source(
     "kvmpy._native",
     '#include "shim.h"\n',

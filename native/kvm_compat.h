@@ -1,7 +1,8 @@
 /*
- * Constants of the KVM API that are newer than the uapi headers a distribution may ship.
- * Each is guarded, so that an installed header always wins; the comment names the kernel that
- * added it. Structures are never repeated here: the compiler takes their layout from <linux/kvm.h>.
+ * What of the KVM API is newer than the uapi headers a distribution may ship (the oldest we build
+ * with are 6.1's). Each is guarded, so that an installed header always wins; the comment names the
+ * kernel that added it. A structure stands here only beside the request that came with it, under
+ * the same guard.
  */
 #ifndef KVMPY_KVM_COMPAT_H
 #define KVMPY_KVM_COMPAT_H
@@ -54,5 +55,78 @@
 #ifndef KVM_CAP_GUEST_MEMFD_FLAGS
 #define KVM_CAP_GUEST_MEMFD_FLAGS 244 /* 6.18 */
 #endif
+
+#ifndef KVM_SET_USER_MEMORY_REGION2 /* 6.8 */
+struct kvm_userspace_memory_region2 {
+	__u32 slot, flags;
+	__u64 guest_phys_addr, memory_size, userspace_addr;
+	__u64 guest_memfd_offset;
+	__u32 guest_memfd;
+	__u32 pad1;
+	__u64 pad2[14];
+};
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
+#endif
+#ifndef KVM_MEM_GUEST_MEMFD
+#define KVM_MEM_GUEST_MEMFD (1UL << 2) /* 6.8 */
+#endif
+#ifndef KVM_SET_MEMORY_ATTRIBUTES /* 6.8 */
+struct kvm_memory_attributes {
+	__u64 address, size, attributes, flags;
+};
+#define KVM_SET_MEMORY_ATTRIBUTES _IOW(KVMIO, 0xd2, struct kvm_memory_attributes)
+#define KVM_MEMORY_ATTRIBUTE_PRIVATE (1ULL << 3)
+#endif
+#ifndef KVM_CREATE_GUEST_MEMFD /* 6.8 */
+struct kvm_create_guest_memfd {
+	__u64 size, flags, reserved[6];
+};
+#define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
+#endif
+#ifndef KVM_PRE_FAULT_MEMORY /* 6.11 */
+struct kvm_pre_fault_memory {
+	__u64 gpa, size, flags, padding[5];
+};
+#define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
+#endif
+#ifndef KVM_MEMORY_EXIT_FLAG_PRIVATE
+#define KVM_MEMORY_EXIT_FLAG_PRIVATE (1ULL << 3) /* 6.8 */
+#endif
+#ifndef KVM_X86_DISABLE_EXITS_APERFMPERF
+#define KVM_X86_DISABLE_EXITS_APERFMPERF (1 << 4) /* 6.17 */
+#endif
+#ifndef KVM_PMU_EVENT_FLAG_MASKED_EVENTS
+#define KVM_PMU_EVENT_FLAG_MASKED_EVENTS (1 << 0) /* 6.3 */
+#endif
+#ifndef KVM_X86_DEFAULT_VM
+#define KVM_X86_DEFAULT_VM 0 /* 6.8 */
+#define KVM_X86_SW_PROTECTED_VM 1
+#endif
+#ifndef KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG
+#define KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG 0x5 /* 6.2 */
+#endif
+#ifndef KVM_SYSTEM_EVENT_SEV_TERM
+#define KVM_SYSTEM_EVENT_SEV_TERM 6 /* 5.19 */
+#endif
+#ifndef KVM_SYSTEM_EVENT_TDX_FATAL
+#define KVM_SYSTEM_EVENT_TDX_FATAL 7 /* 6.16 */
+#endif
+#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
+#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7) /* 6.12 */
+#endif
+#ifndef KVM_X86_QUIRK_STUFF_FEATURE_MSRS
+#define KVM_X86_QUIRK_STUFF_FEATURE_MSRS (1 << 8) /* 6.13 */
+#endif
+#ifndef KVM_X86_QUIRK_IGNORE_GUEST_PAT
+#define KVM_X86_QUIRK_IGNORE_GUEST_PAT (1 << 9) /* 6.16 */
+#endif
+
+/* One entry of kvm_irq_routing_entry's union, which has no name of its own. */
+union kvmpy_irq_route {
+	struct kvm_irq_routing_irqchip irqchip;
+	struct kvm_irq_routing_msi msi;
+	struct kvm_irq_routing_hv_sint hv_sint;
+	struct kvm_irq_routing_xen_evtchn xen_evtchn;
+};
 
 #endif

@@ -211,7 +211,7 @@ class Machine:
     @property
     def stats(self) -> RunStats:
         """Exits by reason."""
-        return self.cpu.stats
+        return self.cpu.run_stats
 
     # -- life
 

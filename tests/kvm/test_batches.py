@@ -158,13 +158,13 @@ def test_stats(start, vm):
     vm.count_io(0x10)
     cpu = start("out 0x10, al; in al, 0x10; out 0x10, al; hlt; out 0x10, al; hlt")
     cpu.expect(kvmpy.Hlt, timeout=5)
-    stats = cpu.stats
+    stats = cpu.run_stats
     assert (stats["IO"], stats["HLT"], stats["MMIO"], stats.total) == (3, 1, 0, 4)
     assert stats.guest_ns is None
     assert all(row.handling_ns is None for row in stats)
     cpu.measure()
     cpu.expect(kvmpy.Hlt, timeout=5)
-    stats = cpu.stats
+    stats = cpu.run_stats
     assert (stats["IO"], stats["HLT"]) == (4, 2)
     assert stats.guest_ns > 0
     by_reason = {row.reason: row.handling_ns for row in stats}

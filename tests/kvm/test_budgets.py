@@ -87,7 +87,7 @@ def test_exit_limit(start, vm):
     assert counter.writes == 7
     assert cpu.run(max_exits=3, timeout=5) == kvmpy.ExitLimit()
     assert counter.writes == 10
-    assert cpu.stats["IO"] == 10
+    assert cpu.run_stats["IO"] == 10
 
 
 def test_exit_limit_and_an_unclaimed_exit(start):

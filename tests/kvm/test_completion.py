@@ -65,7 +65,7 @@ def test_looking_changes_nothing(start):
         assert cpu.regs.rax == value
         assert cpu.regs.rip == 0x1002 + 4 * value
         assert cpu.sregs.cs.selector == 0x10
-    assert cpu.stats["IO"] == 3
+    assert cpu.run_stats["IO"] == 3
 
 
 def test_edit_between_runs(start):

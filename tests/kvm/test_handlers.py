@@ -67,7 +67,7 @@ def test_many_exceptions(start, vm):
     for _ in range(200):
         with pytest.raises(Boom):
             cpu.run(timeout=5)
-    assert cpu.stats["IO"] == 200
+    assert cpu.run_stats["IO"] == 200
 
 
 @pytest.mark.parametrize(("answer", "error"), [

@@ -6,6 +6,7 @@ import pytest
 
 import kvmpy
 from kvmpy import _native, ioctls
+from kvmpy import ioctl as ioctl_module
 from kvmpy.cpuid import HAS_INDEX, Cpuid, Leaf
 
 ffi = _native.ffi
@@ -263,7 +264,7 @@ def test_entering_resets_system_call_msrs(start, vm):
 def test_eio_of_a_dead_vm(vm, monkeypatch):
     """EIO for everything on our own VM means that KVM has given it up (correctness 7)."""
     cpu = vm.vcpu()
-    monkeypatch.setattr(ioctls, "_call", lambda fd, request, argument: -errno.EIO)
+    monkeypatch.setattr(ioctl_module, "_call", lambda fd, request, argument: -errno.EIO)
     with pytest.raises(kvmpy.VmDeadError, match="marked this VM as dead"):
         _ = cpu.mp_state
 

@@ -215,7 +215,7 @@ def test_dropped_objects_go_at_once():
         cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
         vm.on_io(0x10)(lambda *access: None)
         cpu.run(timeout=5)
-        _ = (cpu.regs.rip, cpu.sregs.cs.dpl, cpu.stats)
+        _ = (cpu.regs.rip, cpu.sregs.cs.dpl, cpu.run_stats)
         del vm, cpu
         assert kvm_descriptors() == []
     finally:

@@ -2,11 +2,18 @@
 
 import errno
 import os
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 
 import kvmpy
 from kvmpy import _native, errors, ioctls
+from kvmpy import ioctl as ioctl_module
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VARIABLE = {"struct kvm_msrs", "struct kvm_cpuid2", "struct kvm_msr_list"}
 
 
 @pytest.mark.parametrize("ioctl", ioctls.ALL.values(), ids=ioctls.ALL)
@@ -14,16 +21,18 @@ def test_row(ioctl):
     """KVM's magic number; a structure has the size that the request encodes."""
     assert ioctl.request >> 8 & 0xFF == 0xAE
     assert getattr(ioctls, ioctl.name) is ioctl
-    assert ioctl.fd in ("system", "vm", "vcpu", "vm or vcpu")
-    assert ioctl.section.startswith("4.")
+    assert set(ioctl.fds) <= {"system", "vm", "vcpu", "device"}
+    assert ioctl.direction in ("", "in", "out", "inout")
+    assert bool(ioctl.argument) == bool(ioctl.direction)
+    assert re.fullmatch(r"([4-8]\.\d+)?", ioctl.section)
     assert ioctl.name in repr(ioctl)
     if ioctl.argument:
         declared = _native.ffi.sizeof(ioctl.argument)
-        variable = {"struct kvm_msrs", "struct kvm_cpuid2", "struct kvm_msr_list"}
-        if ioctl.argument in variable:
-            assert ioctl.size <= declared
+        if ioctl.name == "KVM_REINJECT_CONTROL":  # the kernel's number forgets its structure
+            assert ioctl.size == 0
         else:
-            assert ioctl.size == declared
+            # Larger where the structure ends in an array of no fixed length.
+            assert ioctl.size == declared or (ioctl.argument in VARIABLE and ioctl.size < declared)
     else:
         assert ioctl.size == 0
     assert ioctl.capability is None or ioctl.capability.startswith("KVM_CAP_")
@@ -39,6 +48,29 @@ def test_every_request_of_the_shim_has_a_row():
         and not name.startswith(("KVM_CAP_", "KVM_EXIT_"))
     }  # fmt: skip
     assert declared == set(ioctls.ALL)
+
+
+def test_stub_is_fresh():
+    """kvmpy/ioctls.pyi is what the table gives: native/ioctls_stub.py writes it."""
+    stub = runpy.run_path(str(ROOT / "native" / "ioctls_stub.py"))["stub"]
+    assert (ROOT / "kvmpy" / "ioctls.pyi").read_text() == stub()
+
+
+def test_a_missing_capability_is_named(monkeypatch):
+    """The errno alone does not say whether the argument is wrong or the feature absent: KVM is
+    asked."""
+    answers = {"absent": 0, "there": 1}
+    for state, kind in (("absent", kvmpy.UnsupportedError), ("there", kvmpy.KvmIoctlError)):
+        monkeypatch.setattr(ioctl_module, "_call", lambda *_, a=answers[state]: a)
+        error = ioctls.KVM_GET_XSAVE2.error(5, errno.EINVAL)
+        assert type(error) is kind
+        assert "KVM_GET_XSAVE2" in str(error)
+    monkeypatch.setattr(ioctl_module, "_call", lambda *_: 0)
+    missing = ioctls.KVM_GET_XSAVE2.error(5, errno.ENOTTY)
+    assert isinstance(missing, kvmpy.UnsupportedError)
+    assert missing.capability == "KVM_CAP_XSAVE2"
+    assert type(ioctls.KVM_GET_XSAVE2.error(5, errno.EFAULT)) is kvmpy.KvmIoctlError
+    assert type(ioctls.KVM_GET_REGS.error(5, errno.EINVAL)) is kvmpy.KvmIoctlError
 
 
 def test_unknown_name():
@@ -87,12 +119,12 @@ def test_special_hints_name_real_ioctls():
 
 def test_eio_of_another_process():
     """A descriptor made by another process is a fork's, and no dead VM."""
-    ioctls._creators[12345] = os.getpid() + 1
+    ioctl_module._origins[12345] = os.getpid() + 1, 12345
     try:
         error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
         assert isinstance(error, kvmpy.ForkedError)
     finally:
-        del ioctls._creators[12345]
+        del ioctl_module._origins[12345]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +132,7 @@ def test_eio_of_another_process():
 )
 def test_eio_is_a_dead_vm_only_if_nothing_answers(monkeypatch, probe: int, is_dead: bool):
     """KVM marks a VM as dead for good; one ioctl's own EIO must not be taken for that."""
-    monkeypatch.setattr(ioctls, "_call", lambda fd, request, argument: probe)
+    monkeypatch.setattr(ioctl_module, "_call", lambda fd, request, argument: probe)
     error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
     assert isinstance(error, kvmpy.KvmIoctlError)
     assert isinstance(error, kvmpy.VmDeadError) == is_dead

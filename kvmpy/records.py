@@ -1,0 +1,221 @@
+"""KVM's structures as plain values: frozen dataclasses whose fields are named as in the kernel.
+
+A :class:`Record` goes to and from its C structure by field name, to and from JSON, and prints in
+a way that a person can read. The compiler has the last word on the layout, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
+
+from . import _native
+from .ioctl import Ioctl
+
+if TYPE_CHECKING:
+    from .vcpu import VCPU
+
+_ffi = _native.ffi
+
+R = TypeVar("R", bound="Record")
+
+
+@dataclass(frozen=True, repr=False)
+class Record:
+    """Base of the structures. A subclass names its C type and declares its fields:
+
+        @dataclass(frozen=True, repr=False)
+        class MpState(Record):
+            c_name = "struct kvm_mp_state"
+            mp_state: int = 0
+
+    A field is an int, bytes (an array of bytes), a tuple of ints, a Record or a tuple of Records.
+    What the C structure has beyond these (padding) is zero.
+    """
+
+    c_name: ClassVar[str]
+    #: field -> {bit number: name}, of fields that print as flags.
+    flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {}
+
+    @classmethod
+    def from_c(cls, structure: Any) -> Self:
+        """From a C structure (a cffi object: for the package's own use)."""
+        return cls(**{name: read(getattr(structure, name)) for name, read in _readers(cls)})
+
+    def fill(self, structure: Any) -> None:
+        """Write the fields into a C structure."""
+        for field in fields(self):
+            _write(structure, field.name, getattr(self, field.name))
+
+    def to_c(self) -> Any:
+        """A new C structure, padding zero."""
+        structure = _ffi.new(self.c_name + " *")
+        self.fill(structure)
+        return structure
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of what JSON knows: ints, lists, dicts, and bytes as hex."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`. Raises ValueError for a field too many or too few."""
+        shapes = _shapes(cls)
+        if set(data) != set(shapes):
+            odd = ", ".join(sorted(set(data) ^ set(shapes)))
+            raise ValueError(f"{cls.__name__}: fields too many or too few: {odd}")
+        return cls(**{name: _unplain(data[name], shape) for name, shape in shapes.items()})
+
+    def __repr__(self) -> str:
+        parts = (f"{f.name}={self._text(f.name)}" for f in fields(self))
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _text(self, name: str) -> str:
+        value = getattr(self, name)
+        if name in self.flag_names:
+            return flags_text(value, self.flag_names[name])
+        return value_text(value)
+
+
+def value_text(value: object) -> str:
+    """A field's value for a reader: numbers from 10 on in hex, long bytes shortened."""
+    match value:
+        case bool() | None:
+            return repr(value)
+        case int():
+            return hex(value) if abs(value) > 9 else str(value)
+        case bytes():
+            return (
+                value.hex() if len(value) <= 16 else f"{value[:16].hex()}... ({len(value)} bytes)"
+            )
+        case tuple():
+            return f"({', '.join(value_text(item) for item in value)})"
+        case _:
+            return repr(value)
+
+
+def flags_text(value: int, names: Mapping[int, str]) -> str:
+    """``0x5[PE ET]``: a number and its bits by name."""
+    found = [name for bit, name in names.items() if value >> bit & 1]
+    unnamed = value & ~sum(1 << bit for bit in names)
+    if unnamed:
+        found.append(hex(unnamed))
+    return f"{value:#x}[{' '.join(found)}]" if value else "0"
+
+
+_known_shapes: dict[type, dict[str, Any]] = {}
+_known_readers: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
+
+
+def _shapes(cls: type[Record]) -> dict[str, Any]:
+    if cls not in _known_shapes:
+        hints = get_type_hints(cls)
+        _known_shapes[cls] = {field.name: hints[field.name] for field in fields(cls)}
+    return _known_shapes[cls]
+
+
+def _readers(cls: type[Record]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    if cls not in _known_readers:
+        pairs = _shapes(cls).items()
+        _known_readers[cls] = tuple((name, _reader(shape)) for name, shape in pairs)
+    return _known_readers[cls]
+
+
+def _reader(shape: Any) -> Callable[[Any], Any]:
+    if shape is int or shape is bool:
+        return shape
+    if shape is bytes:
+        return lambda array: bytes(_ffi.buffer(array))
+    if isinstance(shape, type) and issubclass(shape, Record):
+        return shape.from_c
+    item = shape.__args__[0]
+    if item is int:
+        return tuple
+    return lambda array: tuple(item.from_c(element) for element in array)
+
+
+def _write(structure: Any, name: str, value: Any) -> None:
+    if isinstance(value, Record):
+        value.fill(getattr(structure, name))
+    elif isinstance(value, bytes):
+        array = getattr(structure, name)
+        if len(value) != _ffi.sizeof(array):
+            raise ValueError(f"{name} is {len(value)} bytes, not {_ffi.sizeof(array)}")
+        _ffi.memmove(array, value, len(value))
+    elif isinstance(value, tuple):
+        array = getattr(structure, name)
+        if len(value) != len(array):
+            raise ValueError(f"{name} has {len(value)} elements, not {len(array)}")
+        for i, item in enumerate(value):
+            if isinstance(item, Record):
+                item.fill(array[i])
+            else:
+                array[i] = item
+    else:
+        setattr(structure, name, value)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Record():
+            return value.to_json()
+        case bytes():
+            return value.hex()
+        case tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value
+
+
+def _unplain(data: Any, shape: Any) -> Any:
+    if shape is int or shape is bool:
+        if not isinstance(data, int):
+            raise ValueError(f"{data!r} is not an integer")
+        return data
+    if shape is bytes:
+        return bytes.fromhex(data)
+    if isinstance(shape, type) and issubclass(shape, Record):
+        return shape.from_json(data)
+    return tuple(_unplain(item, shape.__args__[0]) for item in data)
+
+
+def differences(a: object, b: object, path: str = "") -> Iterator[tuple[str, object, object]]:
+    """``(where, in a, in b)`` for every field in which two records of a kind differ."""
+    if isinstance(a, Record) and type(a) is type(b):
+        for field in fields(a):
+            name = f"{path}.{field.name}" if path else field.name
+            yield from differences(getattr(a, field.name), getattr(b, field.name), name)
+    elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from differences(x, y, f"{path}[{i}]")
+    elif a != b:
+        yield path, a, b
+
+
+class StateField(Generic[R]):
+    """A vCPU's attribute that an ioctl reads into a record, and another sets from one.
+
+    Both settle the vCPU first: the last exit's instruction is completed and edits of the live
+    register views are in.
+    """
+
+    def __init__(self, record: type[R], get: Ioctl, put: Ioctl | None, doc: str):
+        self.record, self.get, self.put = record, get, put
+        self.__doc__ = doc
+
+    @overload
+    def __get__(self, cpu: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, cpu: VCPU, owner: type) -> R: ...
+    def __get__(self, cpu: VCPU | None, owner: type) -> R | Self:
+        if cpu is None:
+            return self
+        structure = _ffi.new(self.record.c_name + " *")
+        self.get(cpu._settle(0), structure)
+        return self.record.from_c(structure)
+
+    def __set__(self, cpu: VCPU, value: R) -> None:
+        if self.put is None:
+            raise AttributeError(f"{self.get.name} has no counterpart that sets")
+        self.put(cpu._settle(0), value.to_c(), value_text(value))
