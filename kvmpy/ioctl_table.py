@@ -40,7 +40,7 @@ KVM_IRQ_LINE_STATUS            vm             inout  kvm_irq_level         IRQ_I
 KVM_GET_IRQCHIP                vm             inout  kvm_irqchip           IRQCHIP                4.26   VM.get_irqchip
 KVM_SET_IRQCHIP                vm             in     kvm_irqchip           IRQCHIP                4.27   VM.set_irqchip
 KVM_SET_GSI_ROUTING            vm             in     kvm_irq_routing       IRQ_ROUTING            4.52   VM.set_gsi_routing
-KVM_SIGNAL_MSI                 vm             in     kvm_msi               SIGNAL_MSI             4.70   VM.signal_msi
+KVM_SIGNAL_MSI                 vm             in     kvm_msi               SIGNAL_MSI             4.71   VM.signal_msi
 KVM_IRQFD                      vm             in     kvm_irqfd             IRQFD                  4.75   VM.irqfd
 KVM_IOEVENTFD                  vm             in     kvm_ioeventfd         IOEVENTFD              4.59   VM.ioeventfd
 KVM_REGISTER_COALESCED_MMIO    vm             in     kvm_coalesced_mmio_zone COALESCED_MMIO       4.116  VM.coalesce
@@ -51,7 +51,7 @@ KVM_GET_PIT                    vm             out    kvm_pit_state         PIT  
 KVM_SET_PIT                    vm             in     kvm_pit_state         PIT                    -      VM.pit
 KVM_GET_PIT2                   vm             out    kvm_pit_state2        PIT_STATE2             4.72   VM.pit
 KVM_SET_PIT2                   vm             in     kvm_pit_state2        PIT_STATE2             4.73   VM.pit
-KVM_REINJECT_CONTROL           vm             in     kvm_reinject_control  REINJECT_CONTROL       -      VM.reinject_pit
+KVM_REINJECT_CONTROL           vm             in     kvm_reinject_control  REINJECT_CONTROL       4.99   VM.reinject_pit
 KVM_GET_CLOCK                  vm             out    kvm_clock_data        ADJUST_CLOCK           4.29   VM.clock
 KVM_SET_CLOCK                  vm             in     kvm_clock_data        ADJUST_CLOCK           4.30   VM.clock
 KVM_SET_TSC_KHZ                vcpu,vm        -      =                     TSC_CONTROL            4.55   VCPU.tsc_khz
@@ -71,15 +71,15 @@ KVM_HYPERV_EVENTFD             vm             in     kvm_hyperv_eventfd    HYPER
 KVM_XEN_HVM_CONFIG             vm             in     kvm_xen_hvm_config    XEN_HVM                4.28   VM.configure_xen
 KVM_XEN_HVM_GET_ATTR           vm             inout  kvm_xen_hvm_attr      XEN_HVM                4.127  VM.get_xen_attribute
 KVM_XEN_HVM_SET_ATTR           vm             in     kvm_xen_hvm_attr      XEN_HVM                4.126  VM.set_xen_attribute
-KVM_XEN_HVM_EVTCHN_SEND        vm             in     kvm_irq_routing_xen_evtchn XEN_HVM           4.137  VM.send_xen_event
+KVM_XEN_HVM_EVTCHN_SEND        vm             in     kvm_irq_routing_xen_evtchn XEN_HVM           4.135  VM.send_xen_event
 
 KVM_RUN                        vcpu           -      -                     -                      4.10   VCPU.run
 KVM_GET_REGS                   vcpu           out    kvm_regs              -                      4.11   VCPU.regs
 KVM_SET_REGS                   vcpu           in     kvm_regs              -                      4.12   VCPU.regs
 KVM_GET_SREGS                  vcpu           out    kvm_sregs             -                      4.13   VCPU.sregs
 KVM_SET_SREGS                  vcpu           in     kvm_sregs             -                      4.14   VCPU.sregs
-KVM_GET_SREGS2                 vcpu           out    kvm_sregs2            SREGS2                 4.132  VCPU.sregs2
-KVM_SET_SREGS2                 vcpu           in     kvm_sregs2            SREGS2                 4.133  VCPU.sregs2
+KVM_GET_SREGS2                 vcpu           out    kvm_sregs2            SREGS2                 4.131  VCPU.sregs2
+KVM_SET_SREGS2                 vcpu           in     kvm_sregs2            SREGS2                 4.132  VCPU.sregs2
 KVM_TRANSLATE                  vcpu           inout  kvm_translation       -                      4.15   VCPU.translate
 KVM_INTERRUPT                  vcpu           in     kvm_interrupt         -                      4.16   VCPU.interrupt
 KVM_NMI                        vcpu           -      -                     USER_NMI               4.64   VCPU.nmi
@@ -93,7 +93,7 @@ KVM_SET_SIGNAL_MASK            vcpu           in     kvm_signal_mask       -    
 KVM_GET_FPU                    vcpu           out    kvm_fpu               -                      4.22   VCPU.fpu
 KVM_SET_FPU                    vcpu           in     kvm_fpu               -                      4.23   VCPU.fpu
 KVM_GET_XSAVE                  vcpu           out    kvm_xsave             XSAVE                  4.42   VCPU.xsave
-KVM_GET_XSAVE2                 vcpu           out    kvm_xsave             XSAVE2                 4.42   VCPU.xsave
+KVM_GET_XSAVE2                 vcpu           out    kvm_xsave             XSAVE2                 4.134  VCPU.xsave
 KVM_SET_XSAVE                  vcpu           in     kvm_xsave             XSAVE                  4.43   VCPU.xsave
 KVM_GET_XCRS                   vcpu           out    kvm_xcrs              XCRS                   4.44   VCPU.xcrs
 KVM_SET_XCRS                   vcpu           in     kvm_xcrs              XCRS                   4.45   VCPU.xcrs
@@ -112,7 +112,7 @@ KVM_SET_NESTED_STATE           vcpu           in     kvm_nested_state      NESTE
 KVM_SET_GUEST_DEBUG            vcpu           in     kvm_guest_debug       SET_GUEST_DEBUG        4.87   VCPU.set_guest_debug
 KVM_X86_SETUP_MCE              vcpu           in     uint64_t              MCE                    4.105  VCPU.setup_mce
 KVM_X86_SET_MCE                vcpu           in     kvm_x86_mce           MCE                    4.106  VCPU.inject_mce
-KVM_KVMCLOCK_CTRL              vcpu           -      -                     KVMCLOCK_CTRL          4.69   VCPU.kvmclock_ctrl
+KVM_KVMCLOCK_CTRL              vcpu           -      -                     KVMCLOCK_CTRL          4.70   VCPU.kvmclock_ctrl
 KVM_PRE_FAULT_MEMORY           vcpu           inout  kvm_pre_fault_memory  PRE_FAULT_MEMORY       4.143  VCPU.pre_fault_memory
 KVM_GET_ONE_REG                vcpu           in     kvm_one_reg           ONE_REG                4.69   VCPU.get_one_reg
 KVM_SET_ONE_REG                vcpu           in     kvm_one_reg           ONE_REG                4.68   VCPU.set_one_reg

@@ -183,7 +183,7 @@ Capability: KVM_CAP_IRQ_ROUTING. KVM API: 4.52. Method: VM.set_gsi_routing.
 KVM_SIGNAL_MSI: Ioctl
 """On a vm descriptor; in struct kvm_msi.
 
-Capability: KVM_CAP_SIGNAL_MSI. KVM API: 4.70. Method: VM.signal_msi.
+Capability: KVM_CAP_SIGNAL_MSI. KVM API: 4.71. Method: VM.signal_msi.
 """
 
 KVM_IRQFD: Ioctl
@@ -249,7 +249,7 @@ Capability: KVM_CAP_PIT_STATE2. KVM API: 4.73. Method: VM.pit.
 KVM_REINJECT_CONTROL: Ioctl
 """On a vm descriptor; in struct kvm_reinject_control.
 
-Capability: KVM_CAP_REINJECT_CONTROL. KVM API: no section. Method: VM.reinject_pit.
+Capability: KVM_CAP_REINJECT_CONTROL. KVM API: 4.99. Method: VM.reinject_pit.
 """
 
 KVM_GET_CLOCK: Ioctl
@@ -369,7 +369,7 @@ Capability: KVM_CAP_XEN_HVM. KVM API: 4.126. Method: VM.set_xen_attribute.
 KVM_XEN_HVM_EVTCHN_SEND: Ioctl
 """On a vm descriptor; in struct kvm_irq_routing_xen_evtchn.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.137. Method: VM.send_xen_event.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.135. Method: VM.send_xen_event.
 """
 
 KVM_RUN: Ioctl
@@ -405,13 +405,13 @@ Capability: none. KVM API: 4.14. Method: VCPU.sregs.
 KVM_GET_SREGS2: Ioctl
 """On a vcpu descriptor; out struct kvm_sregs2.
 
-Capability: KVM_CAP_SREGS2. KVM API: 4.132. Method: VCPU.sregs2.
+Capability: KVM_CAP_SREGS2. KVM API: 4.131. Method: VCPU.sregs2.
 """
 
 KVM_SET_SREGS2: Ioctl
 """On a vcpu descriptor; in struct kvm_sregs2.
 
-Capability: KVM_CAP_SREGS2. KVM API: 4.133. Method: VCPU.sregs2.
+Capability: KVM_CAP_SREGS2. KVM API: 4.132. Method: VCPU.sregs2.
 """
 
 KVM_TRANSLATE: Ioctl
@@ -495,7 +495,7 @@ Capability: KVM_CAP_XSAVE. KVM API: 4.42. Method: VCPU.xsave.
 KVM_GET_XSAVE2: Ioctl
 """On a vcpu descriptor; out struct kvm_xsave.
 
-Capability: KVM_CAP_XSAVE2. KVM API: 4.42. Method: VCPU.xsave.
+Capability: KVM_CAP_XSAVE2. KVM API: 4.134. Method: VCPU.xsave.
 """
 
 KVM_SET_XSAVE: Ioctl
@@ -609,7 +609,7 @@ Capability: KVM_CAP_MCE. KVM API: 4.106. Method: VCPU.inject_mce.
 KVM_KVMCLOCK_CTRL: Ioctl
 """On a vcpu descriptor; nothing.
 
-Capability: KVM_CAP_KVMCLOCK_CTRL. KVM API: 4.69. Method: VCPU.kvmclock_ctrl.
+Capability: KVM_CAP_KVMCLOCK_CTRL. KVM API: 4.70. Method: VCPU.kvmclock_ctrl.
 """
 
 KVM_PRE_FAULT_MEMORY: Ioctl

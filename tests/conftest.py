@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "not_on(module, reason): left out on this KVM module, for this reason"
     )
     config.stash[_stderr] = os.dup(2)
+    _record_ioctls()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,6 +117,36 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("left out, and why")
     for reason, count in counts.most_common():
         terminalreporter.write_line(f"{count:>6}  {reason}")
+
+
+# ---------------------------------------------------------------- which ioctls a test made
+
+_made: set[str] = set()
+
+
+def _record_ioctls() -> None:
+    """Have every ioctl made from Python with success noted, for tests/api/coverage.py."""
+    from kvmpy.ioctl import Ioctl
+
+    raw = Ioctl.raw
+
+    def recording(self: Ioctl, fd: int, argument: Any = 0) -> int:
+        result = raw(self, fd, argument)
+        if result >= 0:
+            _made.add(self.name)
+        return result
+
+    Ioctl.raw = recording  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    _made.clear()
+    try:
+        return (yield)
+    finally:
+        if _made:
+            item.user_properties.append(("ioctls", " ".join(sorted(_made))))
 
 
 # ---------------------------------------------------------------- nothing is left behind

@@ -1,0 +1,98 @@
+"""The examples in kvmpy's docstrings, found and run: every public method has one.
+
+An example finds these names: ``kvmpy``; ``kvm``, an open KVM; ``vm``, a VM with 16 MiB; ``cpu``,
+its vCPU; ``memory``, a GuestMemory of 16 MiB. Each is made when an example names it, and closed
+after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import kvmpy
+
+#: Rooms whose functions are not an interface for scripts.
+_LEFT_OUT = ("kvmpy.cli", "kvmpy.__main__", "kvmpy._native", "kvmpy.pytest_plugin")
+_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def modules() -> Iterator[Any]:
+    """All of the package's modules that are for scripts."""
+    for found in pkgutil.walk_packages(kvmpy.__path__, "kvmpy."):
+        if not found.name.startswith(_LEFT_OUT):
+            yield importlib.import_module(found.name)
+
+
+def _examples() -> Iterator[doctest.DocTest]:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for module in modules():
+        for test in finder.find(module, module.__name__):
+            if test.examples:
+                yield test
+
+
+def names_of(test: doctest.DocTest) -> set[str]:
+    """Which of the ready-made names an example uses."""
+    source = "".join(example.source for example in test.examples)
+    return {name for name in ("kvm", "vm", "cpu", "memory") if re.search(rf"\b{name}\b", source)}
+
+
+def needs_kvm(test: doctest.DocTest) -> bool:
+    """Whether it can only run where KVM is there."""
+    source = "".join(example.source for example in test.examples)
+    return bool(names_of(test) & {"kvm", "vm", "cpu"} or re.search(r"\b(VM|KVM|Machine)\(", source))
+
+
+def cases(kvm: bool) -> list[Any]:
+    """All examples that need KVM, or all that do not, in a stable order."""
+    found = [test for test in _examples() if needs_kvm(test) is kvm]
+    return sorted(found, key=lambda test: test.name)
+
+
+def run(test: doctest.DocTest) -> None:
+    """Run one docstring's examples; raises AssertionError with doctest's report."""
+    text: list[str] = []
+    with contextlib.ExitStack() as stack:
+        wanted = names_of(test)
+        names: dict[str, Any] = {"kvmpy": kvmpy}
+        if "kvm" in wanted:
+            names["kvm"] = stack.enter_context(kvmpy.KVM())
+        if wanted & {"vm", "cpu"}:
+            names["vm"] = stack.enter_context(kvmpy.VM("16M"))
+        if "cpu" in wanted:
+            names["cpu"] = names["vm"].vcpu()
+        if "memory" in wanted:
+            names["memory"] = stack.enter_context(kvmpy.GuestMemory("16M"))
+        test.globs = names
+        doctest.DocTestRunner(optionflags=_FLAGS).run(test, out=text.append)
+        test.globs = {}
+    assert not text, "".join(text)
+
+
+def public_members() -> Iterator[tuple[str, Any]]:
+    """(name, function) of every public function, method and property that a script can call."""
+    for module in modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+                continue
+            if inspect.isfunction(value):
+                yield f"{module.__name__}.{name}", value
+            elif inspect.isclass(value):
+                yield from _methods(value, f"{module.__name__}.{name}")
+
+
+def _methods(kind: type, path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(kind).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, (staticmethod, classmethod)):
+            yield f"{path}.{name}", value.__func__
+        elif inspect.isfunction(value) or isinstance(value, property):
+            yield f"{path}.{name}", value
