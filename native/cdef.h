@@ -88,5 +88,6 @@ unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);
 void shim_kick(struct shim_vcpu *vcpu);
 int shim_kick_signal(void);
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
+int shim_ioctl_with(int fd, unsigned long request, void *argument);
 void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 void shim_spin(uint32_t rounds);

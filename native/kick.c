@@ -270,3 +270,9 @@ int shim_ioctl(int fd, unsigned long request, uintptr_t argument)
 
 	return result < 0 ? -errno : result;
 }
+
+/* The same for a pointer: cffi hands one over without a detour through an integer. */
+int shim_ioctl_with(int fd, unsigned long request, void *argument)
+{
+	return shim_ioctl(fd, request, (uintptr_t)argument);
+}

@@ -258,6 +258,7 @@ void shim_kick_forward(void);
 int64_t shim_now(void);
 
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
+int shim_ioctl_with(int fd, unsigned long request, void *argument);
 
 /* ------------------------------------------------------------------ cpu.c */
 

@@ -126,17 +126,42 @@ _made: set[str] = set()
 
 def _record_ioctls() -> None:
     """Have every ioctl made from Python with success noted, for tests/api/coverage.py."""
-    from kvmpy.ioctl import Ioctl
+    from kvmpy import ioctl, ioctls
 
-    raw = Ioctl.raw
+    names = {row.request: row.name for row in ioctls.ALL.values()}
 
-    def recording(self: Ioctl, fd: int, argument: Any = 0) -> int:
-        result = raw(self, fd, argument)
-        if result >= 0:
-            _made.add(self.name)
-        return result
+    def recording(call: Any) -> Any:
+        def recorded(fd: int, request: int, argument: Any) -> int:
+            result: int = call(fd, request, argument)
+            if result >= 0 and request in names:
+                _made.add(names[request])
+            return result
 
-    Ioctl.raw = recording  # type: ignore[method-assign]
+        return recorded
+
+    ioctl._call, ioctl._call_with = recording(ioctl._call), recording(ioctl._call_with)
+
+
+@pytest.fixture
+def scripted_ioctls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """``scripted_ioctls(answer)``: ``answer(name, fd, argument, real)`` stands in for the kernel;
+    ``real()`` asks it after all."""
+    from kvmpy import ioctl, ioctls
+
+    names = {row.request: row.name for row in ioctls.ALL.values()}
+
+    def script(answer: Any) -> None:
+        for attribute in ("_call", "_call_with"):
+            real = getattr(ioctl, attribute)
+            monkeypatch.setattr(
+                ioctl,
+                attribute,
+                lambda fd, request, argument, real=real: answer(
+                    names[request], fd, argument, lambda: real(fd, request, argument)
+                ),
+            )
+
+    return script
 
 
 @pytest.hookimpl(wrapper=True)

@@ -141,6 +141,21 @@ int64_t bare_exits(struct bare *bare, uint64_t count)
 	return now() - before;
 }
 
+/* ns for `count` ioctls on the system descriptor: the cheapest that takes an integer, and the
+ * cheapest that takes a structure; or -errno. */
+int64_t bare_ioctls(int kvm, uint64_t count, int with_structure)
+{
+	unsigned long request = with_structure ? KVM_X86_GET_MCE_CAP_SUPPORTED : KVM_CHECK_EXTENSION;
+	uint64_t capabilities;
+	void *argument = with_structure ? &capabilities : NULL;
+	int64_t before = now();
+
+	for (uint64_t i = 0; i < count; i++)
+		if (ioctl(kvm, request, argument) < 0)
+			return -errno;
+	return now() - before;
+}
+
 /* ns from opening /dev/kvm over the guest's first exit to the last close, or -errno. */
 int64_t bare_life(const void *guest, size_t guest_size, size_t memory_size, int with_cpuid)
 {

@@ -51,6 +51,9 @@ class Library:
         self._open.argtypes, self._open.restype = program, ctypes.c_void_p
         self._close.argtypes, self._close.restype = [ctypes.c_void_p], None
         self._exits, self._life = lib.bare_exits, lib.bare_life
+        self._ioctls = lib.bare_ioctls
+        self._ioctls.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_int]
+        self._ioctls.restype = ctypes.c_int64
         self._exits.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
         self._exits.restype = ctypes.c_int64
         self._life.argtypes, self._life.restype = [*program, ctypes.c_int], ctypes.c_int64
@@ -65,6 +68,10 @@ class Library:
     def life(self, *, cpuid: bool) -> int:
         """ns of one VM's life; ``cpuid`` sets what KVM supports."""
         return _checked(self._life(*self._guest, cpuid))
+
+    def ioctls(self, kvm: int, count: int, *, structure: bool) -> int:
+        """ns of ``count`` ioctls on /dev/kvm's descriptor, with an integer or a structure."""
+        return _checked(self._ioctls(kvm, count, structure))
 
 
 class Loop:

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kvmpy
-from bench import exits, processes, views
+from bench import calls, exits, processes, views
 from bench.rows import Row, table
 from kvmpy.host.backend import Verdict, verdict
 
@@ -61,6 +61,8 @@ def _measure(quick: bool) -> tuple[list[Row], int | None]:
         rows += exits.life_rows(rounds=100 * scale)
         _progress("registers and memory")
         rows += views.view_rows(rounds=100 * scale)
+        _progress("ioctls")
+        rows += calls.call_rows(rounds=50 * scale)
         _progress("import")
         rows += processes.import_rows(rounds=8 * scale)
     _progress("boot")

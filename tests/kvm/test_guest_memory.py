@@ -101,19 +101,19 @@ def test_overlap_is_refused_and_leaves_nothing(vm):
     vm.memory.add(0x100_0000, "4K")
 
 
-def test_slot_that_kvm_refuses(vm, monkeypatch):
+def test_slot_that_kvm_refuses(vm, scripted_ioctls):
     """An error from KVM takes the region back; the next one gets the slot's number."""
-    raw = kvmpy.ioctls.Ioctl.raw
+    refusing = True
 
-    def refuse(self, fd, argument=0):
-        return -22 if self.name == "KVM_SET_USER_MEMORY_REGION" else raw(self, fd, argument)
+    def refuse(name, fd, argument, real):
+        return -22 if refusing and name == "KVM_SET_USER_MEMORY_REGION" else real()
 
     before = vm.memory.regions
-    with monkeypatch.context() as patch:
-        patch.setattr(kvmpy.ioctls.Ioctl, "raw", refuse)
-        with pytest.raises(kvmpy.KvmIoctlError, match=r"KVM_SET_USER_MEMORY_REGION.*gpa 0x1000000"):
-            vm.memory.add(0x100_0000, "4K")
+    scripted_ioctls(refuse)
+    with pytest.raises(kvmpy.KvmIoctlError, match=r"KVM_SET_USER_MEMORY_REGION.*gpa 0x1000000"):
+        vm.memory.add(0x100_0000, "4K")
     assert vm.memory.regions == before
+    refusing = False
     vm.memory.add(0x100_0000, "4K")
 
 

@@ -6,7 +6,6 @@ import pytest
 
 import kvmpy
 from kvmpy import _native, ioctls
-from kvmpy import ioctl as ioctl_module
 from kvmpy.cpuid import HAS_INDEX, Cpuid, Leaf
 
 ffi = _native.ffi
@@ -100,18 +99,18 @@ def test_supported_cpuid():
 
 
 @pytest.mark.parametrize("first", [128, 200, 1000])
-def test_supported_cpuid_grows_until_it_fits(monkeypatch, first):
+def test_supported_cpuid_grows_until_it_fits(scripted_ioctls, first):
     """E2BIG means a larger table (correctness 10), as often as it takes."""
-    raw, sizes = ioctls.Ioctl.raw, []
+    sizes = []
 
-    def cramped(self, fd, argument=0):
-        if self.name == "KVM_GET_SUPPORTED_CPUID":
+    def cramped(name, fd, argument, real):
+        if name == "KVM_GET_SUPPORTED_CPUID":
             sizes.append(argument.nent)
             if argument.nent < first:
                 return -errno.E2BIG
-        return raw(self, fd, argument)
+        return real()
 
-    monkeypatch.setattr(ioctls.Ioctl, "raw", cramped)
+    scripted_ioctls(cramped)
     with kvmpy.KVM() as kvm:
         assert len(kvm.supported_cpuid()) > 10
     assert sizes[-1] >= first
@@ -261,23 +260,22 @@ def test_entering_resets_system_call_msrs(start, vm):
     assert cpu.msrs["KERNEL_GS_BASE"] == 0
 
 
-def test_eio_of_a_dead_vm(vm, monkeypatch):
+def test_eio_of_a_dead_vm(vm, scripted_ioctls):
     """EIO for everything on our own VM means that KVM has given it up (correctness 7)."""
     cpu = vm.vcpu()
-    monkeypatch.setattr(ioctl_module, "_call", lambda fd, request, argument: -errno.EIO)
+    scripted_ioctls(lambda name, fd, argument, real: -errno.EIO)
     with pytest.raises(kvmpy.VmDeadError, match="marked this VM as dead"):
         _ = cpu.mp_state
 
 
-def test_eio_of_one_ioctl_is_no_dead_vm(vm, monkeypatch):
+def test_eio_of_one_ioctl_is_no_dead_vm(vm, scripted_ioctls):
     """The VM still answers KVM_CHECK_EXTENSION: the ioctl has a reason of its own."""
-    raw = ioctls.Ioctl.raw
 
-    def failing(self, fd, argument=0):
-        return -errno.EIO if self.name == "KVM_GET_MP_STATE" else raw(self, fd, argument)
+    def failing(name, fd, argument, real):
+        return -errno.EIO if name == "KVM_GET_MP_STATE" else real()
 
     cpu = vm.vcpu()
-    monkeypatch.setattr(ioctls.Ioctl, "raw", failing)
+    scripted_ioctls(failing)
     with pytest.raises(kvmpy.KvmIoctlError) as caught:
         _ = cpu.mp_state
     assert not isinstance(caught.value, kvmpy.VmDeadError)

@@ -9,12 +9,11 @@ import pytest
 
 import kvmpy
 from kvmpy import ioctls
-from kvmpy.ioctls import Ioctl
 
 
-def fake_ioctls(monkeypatch, results):
+def fake_ioctls(scripted_ioctls, results):
     """Ioctls give what ``results`` says by name; others must not be made."""
-    monkeypatch.setattr(Ioctl, "raw", lambda self, fd, argument=0: results[self.name])
+    scripted_ioctls(lambda name, fd, argument, real: results[name])
 
 
 @pytest.fixture
@@ -85,34 +84,34 @@ def test_open_fails(monkeypatch, code, kind):
     assert error.remedy in str(error)
 
 
-def test_busy_at_the_first_vm(monkeypatch, device):
+def test_busy_at_the_first_vm(scripted_ioctls, device):
     """Another hypervisor has the extensions: seen only when a VM is made."""
-    fake_ioctls(monkeypatch, {"KVM_GET_API_VERSION": 12, "KVM_CREATE_VM": -errno.EBUSY})
+    fake_ioctls(scripted_ioctls, {"KVM_GET_API_VERSION": 12, "KVM_CREATE_VM": -errno.EBUSY})
     with kvmpy.KVM(device) as kvm, pytest.raises(kvmpy.KvmBusyError, match="VirtualBox"):
         kvm.create_vm()
 
 
 @pytest.mark.parametrize("code", [errno.ENODEV, errno.EOPNOTSUPP, errno.EIO])
-def test_no_vm_can_be_made(monkeypatch, device, code):
+def test_no_vm_can_be_made(scripted_ioctls, device, code):
     """A nested host that offers KVM and cannot do it."""
-    fake_ioctls(monkeypatch, {"KVM_GET_API_VERSION": 12, "KVM_CREATE_VM": -code})
+    fake_ioctls(scripted_ioctls, {"KVM_GET_API_VERSION": 12, "KVM_CREATE_VM": -code})
     with kvmpy.KVM(device) as kvm, pytest.raises(kvmpy.KvmBrokenError, match="nested") as info:
         kvm.create_vm()
     assert info.value.errno == code
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EINVAL])
-def test_a_vm_fails_for_other_reasons(monkeypatch, device, code):
+def test_a_vm_fails_for_other_reasons(scripted_ioctls, device, code):
     """Not KVM's fault: an ordinary ioctl error."""
-    fake_ioctls(monkeypatch, {"KVM_GET_API_VERSION": 12, "KVM_CREATE_VM": -code})
+    fake_ioctls(scripted_ioctls, {"KVM_GET_API_VERSION": 12, "KVM_CREATE_VM": -code})
     with kvmpy.KVM(device) as kvm, pytest.raises(kvmpy.KvmIoctlError, match="KVM_CREATE_VM"):
         kvm.create_vm()
 
 
 @pytest.mark.parametrize("version", [0, 11, 13])
-def test_wrong_version(monkeypatch, device, version):
+def test_wrong_version(scripted_ioctls, device, version):
     """Another API: the number is quoted, and the descriptor closed."""
-    fake_ioctls(monkeypatch, {"KVM_GET_API_VERSION": version})
+    fake_ioctls(scripted_ioctls, {"KVM_GET_API_VERSION": version})
     before = os.listdir("/proc/self/fd")
     with pytest.raises(kvmpy.KvmVersionError, match=f"version {version}, not 12"):
         kvmpy.KVM(device)

@@ -5,15 +5,15 @@ import errno
 import pytest
 
 import kvmpy
-from kvmpy import ioctls, msrs
+from kvmpy import msrs
 from kvmpy.msrs import Msrs
 
 
-def fake(monkeypatch, refuse=()):
+def fake(scripted_ioctls, refuse=()):
     """An Msrs whose KVM_GET_MSRS and KVM_SET_MSRS stop at an index of ``refuse``."""
     calls, values = [], {}
 
-    def raw(self, fd, table):
+    def kernel(name, fd, table, real):
         calls.append(table.nmsrs)
         if table.nmsrs >= 256:  # MAX_IO_MSRS
             return -errno.E2BIG
@@ -21,13 +21,13 @@ def fake(monkeypatch, refuse=()):
             entry = table.entries[i]
             if entry.index in refuse:
                 return i
-            if self.name == "KVM_SET_MSRS":
+            if name == "KVM_SET_MSRS":
                 values[entry.index] = entry.data
             else:
                 entry.data = values.get(entry.index, 0)
         return table.nmsrs
 
-    monkeypatch.setattr(ioctls.Ioctl, "raw", raw)
+    scripted_ioctls(kernel)
     return Msrs(lambda: lambda: 3), calls, values
 
 
@@ -48,9 +48,9 @@ def test_no_msr(key):
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 64])
-def test_value_out_of_range(monkeypatch, value):
+def test_value_out_of_range(scripted_ioctls, value):
     """Nothing is written, not even the others."""
-    view, calls, values = fake(monkeypatch)
+    view, calls, values = fake(scripted_ioctls)
     with pytest.raises(ValueError, match="LSTAR"):
         view.write({"STAR": 1, "LSTAR": value})
     assert not calls
@@ -58,9 +58,9 @@ def test_value_out_of_range(monkeypatch, value):
 
 
 @pytest.mark.parametrize("count", [0, 1, 254, 255, 256, 257, 511, 1000])
-def test_chunks(monkeypatch, count):
+def test_chunks(scripted_ioctls, count):
     """Each call is small enough for KVM, and every value arrives (correctness 9)."""
-    view, calls, values = fake(monkeypatch)
+    view, calls, values = fake(scripted_ioctls)
     wanted = {0x1000 + i: i for i in range(count)}
     view.write(wanted)
     assert values == wanted
@@ -69,10 +69,10 @@ def test_chunks(monkeypatch, count):
 
 
 @pytest.mark.parametrize("position", [0, 1, 254, 255, 256, 600])
-def test_the_one_refused_is_named(monkeypatch, position):
+def test_the_one_refused_is_named(scripted_ioctls, position):
     """Wherever it is in the list, in whatever chunk; those before it are set."""
     refused = 0x1000 + position
-    view, _, values = fake(monkeypatch, {refused})
+    view, _, values = fake(scripted_ioctls, {refused})
     wanted = {0x1000 + i: 7 for i in range(700)}
     with pytest.raises(kvmpy.KvmIoctlError, match=rf"KVM_SET_MSRS\(MSR {refused:#x} .* = 0x7"):
         view.write(wanted)
