@@ -11,7 +11,7 @@ import enum
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal
 
 from kvmpy.x86 import descriptors as d
 from kvmpy.x86 import layout, paging
@@ -29,9 +29,9 @@ class Mode(enum.Enum):
     LONG_64 = "long"
 
     @property
-    def bits(self) -> int:
+    def bits(self) -> Literal[16, 32, 64]:
         """Operand size of code in this mode, and the width of its instruction pointer."""
-        return {"real": 16, "long": 64}.get(self.value, 32)
+        return 16 if self is Mode.REAL_16 else 64 if self is Mode.LONG_64 else 32
 
 
 Handlers = Mapping[int, int | d.Gate]
