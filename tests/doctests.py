@@ -84,7 +84,7 @@ def public_members() -> Iterator[tuple[str, Any]]:
                 continue
             if inspect.isfunction(value):
                 yield f"{module.__name__}.{name}", value
-            elif inspect.isclass(value):
+            elif inspect.isclass(value) and not getattr(value, "_is_protocol", False):
                 yield from _methods(value, f"{module.__name__}.{name}")
 
 

@@ -59,6 +59,11 @@ def asm(
         AsmError: the assembler or linker refused the text (the message has its words and the line
             concerned), it ran for more than 30 s, or binutils is not installed.
         ValueError: `bits`, `syntax` or `org` is out of range.
+
+    >>> kvmpy.asm("mov al, 'A'; out 0xe9, al; hlt").hex()
+    'b041e6e9f4'
+    >>> kvmpy.asm("jmp start; start: hlt", bits=16, org=0x7c00).hex()
+    'eb00f4'
     """
     if bits not in _CODE:
         raise ValueError(f"bits is {bits!r}, it must be 16, 32 or 64")
@@ -162,7 +167,11 @@ def _explain(stderr: str, text: str, pattern: re.Pattern[str]) -> str:
 
 
 def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/kvmpy, or ~/.cache/kvmpy. It may not exist."""
+    """$XDG_CACHE_HOME/kvmpy, or ~/.cache/kvmpy. It may not exist.
+
+    >>> kvmpy.x86.asm.cache_directory().name
+    'kvmpy'
+    """
     # An empty or relative XDG_CACHE_HOME counts as unset (XDG Base Directory Specification).
     root = os.environ.get("XDG_CACHE_HOME", "")
     return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache"), "kvmpy")

@@ -77,12 +77,22 @@ class Descriptor:
 
         Raises:
             ValueError: a field does not fit, or a limit of 1 MiB or more does not end in 0xfff.
+
+        >>> from kvmpy.x86.descriptors import code_segment
+        >>> code_segment(0, long=True).encode().hex()
+        'ffff0000009baf00'
         """
         _check("base", self.base, 32)
         return self._encode_low()
 
     def encode_long_system(self) -> bytes:
-        """The 16 bytes of a long-mode TSS or LDT descriptor; raises as `encode` does."""
+        """The 16 bytes of a long-mode TSS or LDT descriptor; raises as `encode` does.
+
+        >>> from kvmpy.x86.descriptors import TSS_BUSY, Descriptor
+        >>> task = Descriptor(base=0x1000, limit=0x67, type=TSS_BUSY, system=True)
+        >>> len(task.encode_long_system())
+        16
+        """
         _check("base", self.base, 64)
         if not self.system:
             raise ValueError("only system descriptors have 16 bytes in long mode")
@@ -112,6 +122,10 @@ class Descriptor:
 
         Raises:
             ValueError: another length, or 16 bytes that are no system descriptor.
+
+        >>> from kvmpy.x86.descriptors import Descriptor
+        >>> Descriptor.decode(bytes.fromhex("ffff0000009baf00")).long
+        True
         """
         if len(data) not in (8, 16):
             raise ValueError(f"a descriptor has 8 or 16 bytes, not {len(data)}")
@@ -167,6 +181,9 @@ class Gate:
 
         Raises:
             ValueError: a field does not fit, or `ist` is set.
+
+        >>> kvmpy.Gate(0x1234, dpl=3).encode_legacy().hex()
+        '3412100000ee0000'
         """
         _check("offset", self.offset, 32)
         _check("parameters", self.parameters, 5)
@@ -187,6 +204,9 @@ class Gate:
         Raises:
             ValueError: a field does not fit, `parameters` is set, or the type is not one of
                 long mode's three (call, interrupt, trap).
+
+        >>> kvmpy.Gate(0x1234, ist=1).encode_long().hex()
+        '34121000018e00000000000000000000'
         """
         _check("offset", self.offset, 64)
         _check("ist", self.ist, 3)
@@ -211,6 +231,9 @@ class Gate:
 
         Raises:
             ValueError: another length, or a type that is no gate.
+
+        >>> kvmpy.Gate.decode(kvmpy.Gate(0x1234, dpl=3).encode_long()).dpl
+        3
         """
         if len(data) not in (8, 16):
             raise ValueError(f"a gate has 8 or 16 bytes, not {len(data)}")
@@ -246,6 +269,11 @@ class Tss32:
     io_map_base: int = TSS_SIZE
 
     def encode(self) -> bytes:
+        """The 104 bytes of the TSS, without its I/O bitmap.
+
+        >>> len(kvmpy.x86.descriptors.Tss32(esp=(0x9000, 0, 0), ss=(0x18, 0, 0)).encode())
+        104
+        """
         words = [0] * 26
         for ring in range(3):
             words[1 + 2 * ring] = self.esp[ring]
@@ -256,6 +284,12 @@ class Tss32:
 
     @classmethod
     def decode(cls, data: bytes) -> Tss32:
+        """The fields in 104 bytes or more.
+
+        >>> from kvmpy.x86.descriptors import Tss32
+        >>> Tss32.decode(Tss32(esp=(0x9000, 0, 0), ss=(0x18, 0, 0)).encode()).esp
+        (36864, 0, 0)
+        """
         words = _TSS32.unpack(data[:TSS_SIZE])
         esp, ss = words[1:7:2], words[2:7:2]
         return cls((esp[0], esp[1], esp[2]), (ss[0], ss[1], ss[2]), words[7], words[25] >> 16)
@@ -270,10 +304,21 @@ class Tss64:
     io_map_base: int = TSS_SIZE
 
     def encode(self) -> bytes:
+        """The 104 bytes of the TSS, without its I/O bitmap.
+
+        >>> len(kvmpy.x86.descriptors.Tss64(rsp=(0x9000, 0, 0)).encode())
+        104
+        """
         return _TSS64.pack(0, *self.rsp, 0, *self.ist, 0, 0, self.io_map_base)
 
     @classmethod
     def decode(cls, data: bytes) -> Tss64:
+        """The fields in 104 bytes or more.
+
+        >>> from kvmpy.x86.descriptors import Tss64
+        >>> Tss64.decode(Tss64(rsp=(0x9000, 0, 0)).encode()).rsp
+        (36864, 0, 0)
+        """
         (_, r0, r1, r2, _, *ist, _, _, io_map_base) = _TSS64.unpack(data[:TSS_SIZE])
         s1, s2, s3, s4, s5, s6, s7 = ist
         return cls((r0, r1, r2), (s1, s2, s3, s4, s5, s6, s7), io_map_base)
@@ -284,6 +329,10 @@ def io_bitmap(allowed: Iterable[int]) -> bytes:
 
     Raises:
         ValueError: a port is not in 0..0xffff.
+
+    >>> bitmap = kvmpy.x86.descriptors.io_bitmap([0x60, 0x64])
+    >>> f"{bitmap[0x60 // 8]:08b}"
+    '11101110'
     """
     bitmap = bytearray(b"\xff" * IO_BITMAP_SIZE)
     for port in allowed:
@@ -293,18 +342,31 @@ def io_bitmap(allowed: Iterable[int]) -> bytes:
 
 
 def code_segment(dpl: int, *, long: bool) -> Descriptor:
-    """Flat code: 64-bit (L=1, D=0) or 32-bit (L=0, D=1)."""
+    """Flat code: 64-bit (L=1, D=0) or 32-bit (L=0, D=1).
+
+    >>> kvmpy.x86.descriptors.code_segment(3, long=False).big
+    True
+    """
     return Descriptor(limit=0xFFFF_FFFF, type=CODE_XR, dpl=dpl, long=long, big=not long)
 
 
 def data_segment(dpl: int) -> Descriptor:
-    """Flat read-write data with a 32-bit stack pointer."""
+    """Flat read-write data with a 32-bit stack pointer.
+
+    >>> kvmpy.x86.descriptors.data_segment(3).dpl
+    3
+    """
     return Descriptor(limit=0xFFFF_FFFF, type=DATA_RW, dpl=dpl, big=True)
 
 
 @cache
 def gdt_entries(*, long: bool) -> Mapping[int, Descriptor]:
-    """The shared GDT without its TSS: index (selector with RPL 0) -> descriptor."""
+    """The shared GDT without its TSS: index (selector with RPL 0) -> descriptor.
+
+    >>> from kvmpy.x86.descriptors import KERNEL_CODE, gdt_entries
+    >>> gdt_entries(long=True)[KERNEL_CODE].long
+    True
+    """
     entries = {
         KERNEL_CODE32: code_segment(0, long=False),
         KERNEL_CODE: code_segment(0, long=long),
@@ -325,7 +387,11 @@ def gdt_entries(*, long: bool) -> Mapping[int, Descriptor]:
 
 @lru_cache(maxsize=64)  # scripts make many small guests that are alike
 def build_gdt(*, long: bool, tss_base: int, tss_limit: int) -> bytes:
-    """The shared GDT (`GDT_SIZE` bytes), with a busy TSS descriptor: it is entered as loaded."""
+    """The shared GDT (`GDT_SIZE` bytes), with a busy TSS descriptor: it is entered as loaded.
+
+    >>> len(kvmpy.x86.descriptors.build_gdt(long=True, tss_base=0x1000, tss_limit=0x67))
+    128
+    """
     table = bytearray(GDT_SIZE)
     for index, descriptor in gdt_entries(long=long).items():
         table[index : index + 8] = descriptor.encode()
@@ -336,7 +402,11 @@ def build_gdt(*, long: bool, tss_base: int, tss_limit: int) -> bytes:
 
 
 def ring_selectors(ring: int, *, long: bool) -> tuple[int, int]:
-    """CS and SS selectors of `ring` (0..3) in the shared GDT."""
+    """CS and SS selectors of `ring` (0..3) in the shared GDT.
+
+    >>> [hex(selector) for selector in kvmpy.x86.descriptors.ring_selectors(3, long=True)]
+    ['0x33', '0x2b']
+    """
     user = (USER_CODE64 if long else USER_CODE32, USER_DATA)
     return (
         (KERNEL_CODE, KERNEL_DATA),

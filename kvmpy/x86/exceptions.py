@@ -160,12 +160,20 @@ Report = ExceptionReport | SyscallReport
 
 
 def vector_name(vector: int) -> str:
-    """Mnemonic and name of a vector: "#PF page fault", "interrupt 0x80"."""
+    """Mnemonic and name of a vector: "#PF page fault", "interrupt 0x80".
+
+    >>> kvmpy.x86.exceptions.vector_name(14)
+    '#PF page fault'
+    """
     return " ".join(VECTORS[vector]) if vector in VECTORS else f"interrupt {vector:#x}"
 
 
 def describe_error_code(vector: int, code: int) -> str:
-    """An error code in words, for a page fault or a fault that concerns a selector."""
+    """An error code in words, for a page fault or a fault that concerns a selector.
+
+    >>> kvmpy.x86.exceptions.describe_error_code(14, 6)
+    'user write, no page translation'
+    """
     if vector == _PAGE_FAULT:
         access = "fetch" if code & 0x10 else "write" if code & 2 else "read"
         cause = "reserved bit in" if code & 8 else "protection of" if code & 1 else "no"
@@ -193,6 +201,13 @@ def identify(
 
     Returns:
         None when RIP is in no stub: guest code wrote to the port itself.
+
+    :meth:`VCPU.run` calls it and hands its report on in a GuestException:
+
+    >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+    >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+    >>> cpu.run(timeout=5).report.name
+    '#UD invalid opcode'
     """
     linear = sregs.cs.base + regs.rip
     slot: int | None = None

@@ -119,63 +119,129 @@ class SupervisorArea:
 
     @property
     def end(self) -> int:
+        """First address above the area.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).end)
+        '0x100000'
+        """
         return self.base + self.size
 
     @property
     def fixed(self) -> int:
-        """Start of the upper 64 KiB, to which the offsets of this module apply."""
+        """Start of the upper 64 KiB, to which the offsets of this module apply.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).fixed)
+        '0xf0000'
+        """
         return self.end - SUPERVISOR_SIZE
 
     @property
     def page_tables(self) -> tuple[int, ...]:
-        """Pages for paging structures in the order of their use; the first is what CR3 holds."""
+        """Pages for paging structures in the order of their use; the first is what CR3 holds.
+
+        >>> area = kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000)
+        >>> [hex(page) for page in area.page_tables[:2]]
+        ['0xf0000', '0xf1000']
+        """
         first = self.fixed + PAGE_TABLES
         inside = range(first, first + PAGE_TABLE_PAGES * PAGE_SIZE, PAGE_SIZE)
         return (*inside, *range(self.base, self.fixed, PAGE_SIZE))
 
     @property
     def gdt(self) -> int:
+        """The GDT.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).gdt)
+        '0xf8000'
+        """
         return self.fixed + GDT
 
     @property
     def stubs(self) -> int:
+        """The exception and landing stubs.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).stubs)
+        '0xf8100'
+        """
         return self.fixed + STUBS
 
     @property
     def idt(self) -> int:
+        """The IDT.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).idt)
+        '0xf9000'
+        """
         return self.fixed + IDT
 
     @property
     def tss(self) -> int:
+        """The TSS and its I/O bitmap.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).tss)
+        '0xfa000'
+        """
         return self.fixed + TSS
 
     @property
     def ist_stack_top(self) -> int:
+        """Top of IST 1's stack.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).ist_stack_top)
+        '0xfe000'
+        """
         return self.fixed + IST_STACK_TOP
 
     @property
     def ring0_stack_top(self) -> int:
+        """Top of the stack that interrupts from outer rings use.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).ring0_stack_top)
+        '0xff000'
+        """
         return self.fixed + RING0_STACK_TOP
 
     @property
     def entry_stack_top(self) -> int:
+        """First RSP of ring-0 code.
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).entry_stack_top)
+        '0x100000'
+        """
         return self.fixed + ENTRY_STACK_TOP
 
     def stub(self, slot: int) -> int:
-        """Address of an exception stub (0..31) or a landing stub (`SYSCALL_SLOT` ...)."""
+        """Address of an exception stub (0..31) or a landing stub (`SYSCALL_SLOT` ...).
+
+        >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).stub(14))
+        '0xf8170'
+        """
         return self.stubs + STUB_SIZE * slot
 
     def contains(self, gpa: int) -> bool:
+        """Whether an address lies in the area.
+
+        >>> kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).contains(0xf1234)
+        True
+        """
         return self.base <= gpa < self.end
 
 
 def ram_end(memory: MemoryLike) -> int:
-    """First guest-physical address above all RAM."""
+    """First guest-physical address above all RAM.
+
+    >>> hex(kvmpy.x86.layout.ram_end(memory))
+    '0x1000000'
+    """
     return max(region.end for region in memory.regions)
 
 
 def page_directories(memory: MemoryLike) -> int:
-    """Page directories (1 GiB each) of the long-mode identity map: low 4 GiB and all RAM."""
+    """Page directories (1 GiB each) of the long-mode identity map: low 4 GiB and all RAM.
+
+    >>> kvmpy.x86.layout.page_directories(memory)
+    4
+    """
     return max(4, -(-ram_end(memory) // GIB))
 
 
@@ -187,6 +253,9 @@ def supervisor_area(memory: MemoryLike) -> SupervisorArea:
     Raises:
         ValueError: the first region does not start at 0, is smaller than 128 KiB, or RAM ends
             above 496 GiB.
+
+    >>> kvmpy.x86.layout.supervisor_area(memory).size
+    65536
     """
     if not memory.regions or memory.regions[0].gpa != 0:
         raise ValueError("protected and long mode need RAM at guest-physical address 0")
@@ -203,7 +272,11 @@ def supervisor_area(memory: MemoryLike) -> SupervisorArea:
 
 
 def supervisor_base(memory: MemoryLike) -> int:
-    """First guest-physical address of the supervisor area, see `supervisor_area`."""
+    """First guest-physical address of the supervisor area, see `supervisor_area`.
+
+    >>> hex(kvmpy.x86.layout.supervisor_base(memory))
+    '0xff0000'
+    """
     return supervisor_area(memory).base
 
 
@@ -212,6 +285,10 @@ def real_vector_pointer(vector: int) -> tuple[int, int]:
 
     Vectors 32..255 share three stubs. Real mode has many CS:IP pairs for one address, so CS at
     the stub still tells the vectors apart: no room is spent, and `int 21h` is named when it comes.
+
+    >>> segment, offset = kvmpy.x86.layout.real_vector_pointer(14)
+    >>> f"{segment:04x}:{offset:04x}"
+    '0000:0570'
     """
     if vector < EXCEPTION_VECTORS:
         return 0, REAL_STUBS + STUB_SIZE * vector
@@ -220,7 +297,11 @@ def real_vector_pointer(vector: int) -> tuple[int, int]:
 
 
 def real_vector_at(linear: int, cs: int) -> int | None:
-    """The vector whose real-mode stub contains `linear`, reached with selector `cs`."""
+    """The vector whose real-mode stub contains `linear`, reached with selector `cs`.
+
+    >>> kvmpy.x86.layout.real_vector_at(0x570, cs=0)
+    14
+    """
     if REAL_STUBS <= linear < REAL_STUBS + STUB_SIZE * EXCEPTION_VECTORS:
         return (linear - REAL_STUBS) // STUB_SIZE
     stub = (linear - REAL_SHARED_STUBS) // REAL_SHARED_STUB_SIZE

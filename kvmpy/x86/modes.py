@@ -30,7 +30,11 @@ class Mode(enum.Enum):
 
     @property
     def bits(self) -> Literal[16, 32, 64]:
-        """Operand size of code in this mode, and the width of its instruction pointer."""
+        """Operand size of code in this mode, and the width of its instruction pointer.
+
+        >>> kvmpy.LONG_MODE.bits
+        64
+        """
         return 16 if self is Mode.REAL_16 else 64 if self is Mode.LONG_64 else 32
 
 
@@ -86,6 +90,10 @@ def prepare(
 
     Raises:
         ValueError: an argument is out of range or contradicts the mode; RAM is too small.
+
+    >>> state = kvmpy.x86.modes.prepare(memory, kvmpy.LONG_MODE, rip=0x1000, ring=3)
+    >>> state.regs["rip"], state.sregs.ss.dpl
+    (4096, 3)
     """
     if not 0 <= ring <= 3 or not 0 <= iopl <= 3:
         raise ValueError(f"ring {ring} or iopl {iopl} is not in 0..3")
@@ -172,6 +180,10 @@ def write_real_mode_stubs(memory: MemoryLike, handlers: Handlers | None = None) 
 
     Real mode needs it. For other modes it is a safety net: a guest that drops back to real mode to
     call a BIOS is then reported, instead of wandering through empty memory.
+
+    >>> kvmpy.x86.modes.write_real_mode_stubs(memory)
+    >>> memory.read(0x500, 5).hex()
+    'e6f5f4ebfd'
     """
     pointers = [layout.real_vector_pointer(vector) for vector in range(256)]
     for vector, handler in (handlers or {}).items():

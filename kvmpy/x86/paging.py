@@ -59,6 +59,10 @@ def build_long(memory: MemoryLike, area: SupervisorArea, directories: int) -> in
 
     Raises:
         ValueError: the area has too few pages for page tables.
+
+    >>> area = kvmpy.x86.layout.supervisor_area(memory)
+    >>> hex(kvmpy.x86.paging.build_long(memory, area, directories=4))
+    '0xff0000'
     """
     blocks = _overlapping_blocks(area, 2 * MIB)
     pages = area.page_tables
@@ -89,6 +93,10 @@ def build_legacy(memory: MemoryLike, area: SupervisorArea) -> int:
     """Write 32-bit tables (CR4.PSE set, CR4.PAE clear) that map the low 4 GiB; returns CR3.
 
     4 MiB pages, and 4 KiB pages around the supervisor area.
+
+    >>> area = kvmpy.x86.layout.supervisor_area(memory)
+    >>> hex(kvmpy.x86.paging.build_legacy(memory, area))
+    '0xff0000'
     """
     directory, *rest = area.page_tables
     entries = _entries(0, 4 * GIB, 4 * MIB, _PAGE | USER | LARGE, "I")
@@ -100,5 +108,11 @@ def build_legacy(memory: MemoryLike, area: SupervisorArea) -> int:
 
 
 def is_canonical(address: int, bits: int = 48) -> bool:
-    """Whether a 64-bit address repeats bit `bits - 1` in all bits above."""
+    """Whether a 64-bit address repeats bit `bits - 1` in all bits above.
+
+    >>> kvmpy.x86.paging.is_canonical(0xffff_8000_0000_0000)
+    True
+    >>> kvmpy.x86.paging.is_canonical(0x8000_0000_0000)
+    False
+    """
     return 0 <= address < 1 << 64 and (address >> (bits - 1)) in (0, (1 << (65 - bits)) - 1)

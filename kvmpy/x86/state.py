@@ -75,7 +75,12 @@ class Segment:
 
     @classmethod
     def load(cls, selector: int, descriptor: Descriptor) -> Segment:
-        """The cache after loading `selector` that refers to `descriptor`."""
+        """The cache after loading `selector` that refers to `descriptor`.
+
+        >>> from kvmpy.x86.descriptors import USER_CODE64, code_segment
+        >>> kvmpy.x86.state.Segment.load(USER_CODE64, code_segment(3, long=True)).l
+        1
+        """
         return cls(
             base=descriptor.base,
             limit=descriptor.limit,
@@ -92,7 +97,11 @@ class Segment:
 
     @classmethod
     def real(cls, selector: int, type: int = DATA_RW) -> Segment:
-        """A real-mode segment: base = selector * 16, 64 KiB; VM entry checks demand just that."""
+        """A real-mode segment: base = selector * 16, 64 KiB; VM entry checks demand just that.
+
+        >>> hex(kvmpy.x86.state.Segment.real(0x1234).base)
+        '0x12340'
+        """
         return cls(base=selector << 4, limit=0xFFFF, selector=selector, type=type)
 
 
@@ -101,7 +110,11 @@ NO_LDT: Final = Segment(type=LDT, present=0, s=0, unusable=1)
 
 
 def task_segment(selector: int, base: int, limit: int) -> Segment:
-    """TR with a busy TSS, the only thing VM entry accepts. `limit` below 1 MiB, in bytes."""
+    """TR with a busy TSS, the only thing VM entry accepts. `limit` below 1 MiB, in bytes.
+
+    >>> hex(kvmpy.x86.state.task_segment(0x40, 0x1000, 0x67).type)
+    '0xb'
+    """
     return Segment(base=base, limit=limit, selector=selector, type=TSS_BUSY, s=0)
 
 

@@ -27,7 +27,11 @@ class Paging(enum.Enum):
 
     @classmethod
     def of(cls, cr0: int, cr4: int, efer: int) -> Paging:
-        """The mode that these control registers select."""
+        """The mode that these control registers select.
+
+        >>> kvmpy.x86.walk.Paging.of(cr0=0x80000001, cr4=0x20, efer=0x500)
+        <Paging.LEVEL4: '4-level'>
+        """
         if not cr0 >> 31 & 1:
             return cls.OFF
         if not cr4 >> 5 & 1:
@@ -111,6 +115,12 @@ def walk(
     Reserved bits are not checked, except for a large page where the level has none. `pse` and `nx`
     are CR4.PSE and EFER.NXE. The tables are guest input: an entry outside RAM ends the walk with
     a fault; nothing is raised.
+
+    >>> from kvmpy.x86.walk import Paging, walk
+    >>> state = kvmpy.x86.modes.prepare(memory, kvmpy.LONG_MODE, rip=0x1000)
+    >>> found = walk(memory, state.sregs.cr3, 0x1234, Paging.LEVEL4)
+    >>> hex(found.gpa), len(found.levels)
+    ('0x1234', 3)
     """
     levels: list[Level] = []
     writable = user = executable = True
