@@ -48,13 +48,25 @@ class Counter:
 
     @property
     def reads(self) -> int:
-        """Reads so far."""
+        """Reads so far.
+
+        >>> counter = vm.count_io(0x80)
+        >>> counter.reads
+        0
+        """
         count: int = self._counter.reads
         return count
 
     @property
     def writes(self) -> int:
-        """Writes so far."""
+        """Writes so far.
+
+        >>> counter = vm.count_io(0x80)
+        >>> vm.load(kvmpy.asm("out 0x80, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5), counter.writes
+        (Hlt(), 1)
+        """
         count: int = self._counter.writes
         return count
 
@@ -84,7 +96,13 @@ class WriteBatch:
 
 
 def split_by_handler(words: memoryview, handlers: int) -> list[memoryview]:
-    """The records of each handler, in order. One handler, the usual case, costs no copy."""
+    """The records of each handler, in order. One handler, the usual case, costs no copy.
+
+    >>> from array import array
+    >>> words = memoryview(array("Q", [0x10, 7, 1, 0]))
+    >>> [len(part) for part in kvmpy.bus.split_by_handler(words, 1)]
+    [4]
+    """
     if handlers == 1:
         return [words]
     records = [array("Q") for _ in range(handlers)]
@@ -132,17 +150,27 @@ class Bus:
             raise OSError(-error, os.strerror(-error))
 
     def handle(self, mmio: bool, first: int, length: int, handler: AccessHandler) -> None:
-        """Have ``handler`` answer accesses whose first byte lies in the range."""
+        """Have ``handler`` answer accesses whose first byte lies in the range.
+
+        >>> vm.bus.handle(False, 0x10, 1, lambda port, size, value: 42)
+        """
         self._claim(mmio, first, length, _lib.SHIM_OWNER_PYTHON, len(self.handlers))
         self.handlers.append(handler)
 
     def attach(self, device: Device, first: int, *, mmio: bool = False) -> None:
-        """Have a C device answer ``device.length`` ports (bytes, with ``mmio``) from ``first``."""
+        """Have a C device answer ``device.length`` ports (bytes, with ``mmio``) from ``first``.
+
+        >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
+        """
         self._claim(mmio, first, device.length, _lib.SHIM_OWNER_DEVICE, 0, device._device)
         self._kept.append(device)
 
     def count(self, mmio: bool, first: int, length: int) -> Counter:
-        """Count accesses, and do nothing else."""
+        """Count accesses, and do nothing else.
+
+        >>> vm.bus.count(False, 0x80, 1)
+        <Counter 0 reads, 0 writes>
+        """
         counter = Counter()
         self._claim(mmio, first, length, _lib.SHIM_OWNER_COUNTER, 0, counter._counter)
         self._kept.append(counter)
@@ -151,12 +179,19 @@ class Bus:
     def defer(
         self, mmio: bool, first: int, length: int, handler: Callable[[WriteBatch], None]
     ) -> None:
-        """Put writes into the vCPU's ring, for ``handler``; reads give all ones."""
+        """Put writes into the vCPU's ring, for ``handler``; reads give all ones.
+
+        >>> vm.bus.defer(False, 0x10, 1, lambda batch: print(len(batch)))
+        """
         self._claim(mmio, first, length, _lib.SHIM_OWNER_RING, len(self.batch_handlers))
         self.batch_handlers.append(handler)
 
     def release(self, mmio: bool, first: int) -> None:
-        """Take back the claim that starts at ``first``."""
+        """Take back the claim that starts at ``first``.
+
+        >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
+        >>> vm.bus.release(False, 0x80)
+        """
         error = _lib.shim_bus_release(self._bus, mmio, first)
         if error == -errno.ENOENT:
             raise ClaimError(f"no claim starts at {first:#x}")
@@ -164,7 +199,12 @@ class Bus:
             raise OSError(-error, os.strerror(-error))
 
     def devices(self) -> Iterator[object]:
-        """Everything attached so far."""
+        """Everything attached so far.
+
+        >>> vm.attach(kvmpy.PostPort(), 0x80)
+        >>> len(list(vm.bus.devices()))
+        1
+        """
         return iter(self._kept)
 
 
@@ -175,7 +215,11 @@ class BusMethods:
 
     @property
     def bus(self) -> Bus:
-        """The VM's bus. Raises ClosedError after close()."""
+        """The VM's bus. Raises ClosedError after close().
+
+        >>> list(vm.bus.devices())
+        []
+        """
         if self._bus is None:
             raise ClosedError("this VM is closed")
         return self._bus
@@ -189,6 +233,14 @@ class BusMethods:
             @vm.on_io(0x10)
             def port(port, size, value):
                 if value is None: return 42
+
+        >>> @vm.on_io(0x10)
+        ... def answer(port, size, value):
+        ...     return 42
+        >>> vm.load(kvmpy.asm("in al, 0x10; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5), cpu.regs.rax & 0xff
+        (Hlt(), 42)
         """
         first, length = _bounds(ports)
 
@@ -200,7 +252,16 @@ class BusMethods:
 
     def on_mmio(self, gpa: int, size: int) -> Callable[[_H], _H]:
         """Decorator: ``handler(gpa, size, value)`` answers the ``size`` bytes at ``gpa``, which
-        no memory may back. Accesses are 1 to 8 bytes."""
+        no memory may back. Accesses are 1 to 8 bytes.
+
+        >>> @vm.on_mmio(0xd000_0000, 4)
+        ... def register(gpa, size, value):
+        ...     return 0x74726976
+        >>> vm.load(kvmpy.asm("mov ebx, 0xd0000000; mov eax, [rbx]; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5), hex(cpu.regs.rax)
+        (Hlt(), '0x74726976')
+        """
 
         def register(handler: _H) -> _H:
             self.bus.handle(True, gpa, size, handler)
@@ -210,7 +271,17 @@ class BusMethods:
 
     def on_io_batch(self, ports: int | range) -> Callable[[_B], _B]:
         """Decorator: ``handler(batch)`` gets the guest's writes to these ports many at a time:
-        when the vCPU's ring is full, and before ``run()`` returns. Reads give all ones."""
+        when the vCPU's ring is full, and before ``run()`` returns. Reads give all ones.
+
+        >>> @vm.on_io_batch(0x10)
+        ... def written(batch):
+        ...     print([value for port, size, value, tsc in batch])
+        >>> vm.load(kvmpy.asm("mov al, 1; out 0x10, al; mov al, 2; out 0x10, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5)
+        [1, 2]
+        Hlt()
+        """
         first, length = _bounds(ports)
 
         def register(handler: _B) -> _B:
@@ -220,13 +291,25 @@ class BusMethods:
         return register
 
     def count_io(self, ports: int | range) -> Counter:
-        """Count the accesses to these ports in C."""
+        """Count the accesses to these ports in C.
+
+        >>> vm.count_io(range(0x80, 0x90))
+        <Counter 0 reads, 0 writes>
+        """
         return self.bus.count(False, *_bounds(ports))
 
     def attach(self, device: Device, at: int, *, mmio: bool = False) -> None:
-        """Attach a C device at a port, or at a guest physical address with ``mmio``."""
+        """Attach a C device at a port, or at a guest physical address with ``mmio``.
+
+        >>> console = kvmpy.DebugConsole()
+        >>> vm.attach(console, 0xe9)
+        """
         self.bus.attach(device, at, mmio=mmio)
 
     def release(self, at: int, *, mmio: bool = False) -> None:
-        """Take back the claim that starts at this port or address."""
+        """Take back the claim that starts at this port or address.
+
+        >>> vm.attach(kvmpy.DebugConsole(), 0xe9)
+        >>> vm.release(0xe9)
+        """
         self.bus.release(mmio, at)

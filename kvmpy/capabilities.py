@@ -17,7 +17,11 @@ PREFIX = "KVM_CAP_"
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """All known names, in the order of their numbers."""
+    """All known names, in the order of their numbers.
+
+    >>> kvmpy.capabilities.names()[0]
+    'KVM_CAP_IRQCHIP'
+    """
     found = [name for name in dir(_lib) if name.startswith(PREFIX)]
     return tuple(sorted(found, key=number))
 
@@ -26,6 +30,9 @@ def number(capability: int | str) -> int:
     """The number of a capability given by number, or by name with or without ``KVM_CAP_``.
 
     Raises ValueError for a name that is not known here, and for a negative number.
+
+    >>> kvmpy.capabilities.number("SYNC_REGS")
+    74
     """
     if isinstance(capability, int):
         if capability < 0:
@@ -45,6 +52,10 @@ def _by_number() -> dict[int, str]:
 
 
 def name(capability: int | str) -> str:
-    """The full name of a capability given by number or name, or its number as text."""
+    """The full name of a capability given by number or name, or its number as text.
+
+    >>> kvmpy.capabilities.name(74)
+    'KVM_CAP_SYNC_REGS'
+    """
     value = number(capability)
     return _by_number().get(value, str(value))

@@ -16,7 +16,13 @@ CODE_BYTES = 15
 
 
 def explain(vcpu: VCPU, exit: exits.Exit) -> str:
-    """A text of a few lines: the exit, its likely cause, the code at RIP, the registers."""
+    """A text of a few lines: the exit, its likely cause, the code at RIP, the registers.
+
+    >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+    >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+    >>> print(kvmpy.explain.explain(cpu, cpu.run(timeout=5)).splitlines()[0])
+    the guest has no handler for: #UD invalid opcode (vector 6) at 0010:0x1000...
+    """
     parts = [headline(exit)]
     cause = likely_cause(exit, _module())
     if cause:
@@ -32,7 +38,11 @@ def explain(vcpu: VCPU, exit: exits.Exit) -> str:
 
 
 def headline(exit: exits.Exit) -> str:
-    """One line: what kind of exit, with its data."""
+    """One line: what kind of exit, with its data.
+
+    >>> kvmpy.explain.headline(kvmpy.Hlt())
+    '...'
+    """
     match exit:
         case exits.IoOut():
             return (
@@ -79,7 +89,11 @@ def headline(exit: exits.Exit) -> str:
 
 
 def likely_cause(exit: exits.Exit, module: str) -> str:
-    """What usually causes such an exit, on this KVM module; "" when it says it all."""
+    """What usually causes such an exit, on this KVM module; "" when it says it all.
+
+    >>> "real mode" in kvmpy.explain.likely_cause(kvmpy.FailEntry(0x80000021, 0), "kvm_intel")
+    True
+    """
     match exit:
         case exits.Shutdown() if module == "kvm_pvm":
             return (

@@ -42,6 +42,9 @@ def parse_size(size: int | str) -> int:
     """Bytes from ``4096`` or from ``"64K"``, ``"256M"``, ``"1G"``, ``"1GiB"`` (binary units).
 
     Raises ValueError for anything else, for zero, and for sizes that are no multiple of 4 KiB.
+
+    >>> kvmpy.memory.parse_size("16M")
+    16777216
     """
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+)\s*([BKMGT]?)(?:I?B)?\s*", size.upper())
@@ -76,7 +79,11 @@ class Region:
 
     @property
     def end(self) -> int:
-        """The first guest physical address after the region."""
+        """The first guest physical address after the region.
+
+        >>> hex(memory.regions[0].end)
+        '0x1000000'
+        """
         return self.gpa + self.size
 
     def __repr__(self) -> str:
@@ -142,19 +149,32 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """All regions, in the order of their guest physical addresses."""
+        """All regions, in the order of their guest physical addresses.
+
+        >>> len(memory.regions)
+        1
+        """
         return self._regions
 
     @property
     def size(self) -> int:
-        """Bytes of all regions together."""
+        """Bytes of all regions together.
+
+        >>> memory.size >> 20
+        16
+        """
         return sum(region.size for region in self._regions)
 
     def add(
         self, gpa: int, size: int | str, *, read_only: bool = False, backing: Backing = "anonymous"
     ) -> Region:
         """Add a region at ``gpa`` (a multiple of 4 KiB). Raises GuestMemoryError if it overlaps
-        another or leaves the 52-bit physical address space."""
+        another or leaves the 52-bit physical address space.
+
+        >>> region = memory.add(0x1_0000_0000, "2M")
+        >>> hex(region.gpa)
+        '0x100000000'
+        """
         self._check_open()
         if backing not in ("anonymous", "memfd", "hugetlb"):
             raise ValueError(f"backing {backing!r} is none of anonymous, memfd, hugetlb")
@@ -183,7 +203,13 @@ class GuestMemory:
         return region
 
     def add_ram(self, size: int | str, *, backing: Backing = "anonymous") -> None:
-        """Add ``size`` bytes of RAM from 0 on, around the hole below 4 GiB."""
+        """Add ``size`` bytes of RAM from 0 on, around the hole below 4 GiB.
+
+        >>> memory = kvmpy.GuestMemory()
+        >>> memory.add_ram("4M")
+        >>> memory.size >> 20
+        4
+        """
         total = parse_size(size)
         low = min(total, HOLE_START)
         self.add(0, low, backing=backing)
@@ -191,7 +217,11 @@ class GuestMemory:
             self.add(HOLE_END, total - low, backing=backing)
 
     def region_at(self, gpa: int) -> Region | None:
-        """The region that holds ``gpa``, or None."""
+        """The region that holds ``gpa``, or None.
+
+        >>> memory.region_at(0x1234) is memory.regions[0]
+        True
+        """
         for region in self._regions:
             if region.gpa <= gpa < region.end:
                 return region
@@ -214,7 +244,11 @@ class GuestMemory:
     # -- access
 
     def contains(self, gpa: int, size: int = 1) -> bool:
-        """Whether all of [gpa, gpa + size) is guest memory."""
+        """Whether all of [gpa, gpa + size) is guest memory.
+
+        >>> memory.contains(0xff_ffff), memory.contains(0xff_ffff, 2)
+        (True, False)
+        """
         end = gpa + size
         while gpa < end:
             region = self.region_at(gpa)
@@ -224,13 +258,22 @@ class GuestMemory:
         return size >= 0
 
     def read(self, gpa: int, size: int) -> bytes:
-        """A copy of ``size`` bytes at ``gpa``. Raises GuestMemoryError outside guest memory."""
+        """A copy of ``size`` bytes at ``gpa``. Raises GuestMemoryError outside guest memory.
+
+        >>> memory.read(0x1000, 4).hex()
+        '00000000'
+        """
         if size > 0 and not self.contains(gpa, size):  # before anything is allocated
             list(self._pieces(gpa, size))
         return b"".join(self._pieces(gpa, size))
 
     def write(self, gpa: int, data: Buffer) -> None:
-        """Write all of ``data`` at ``gpa``, or raise GuestMemoryError and write nothing."""
+        """Write all of ``data`` at ``gpa``, or raise GuestMemoryError and write nothing.
+
+        >>> memory.write(0x1000, b"abc")
+        >>> bytes(memory[0x1000:0x1003])
+        b'abc'
+        """
         source = memoryview(data).cast("B")
         end = gpa + source.nbytes
         if 0 <= gpa <= end <= self._low_end:
@@ -241,7 +284,13 @@ class GuestMemory:
             source = source[piece.nbytes :]
 
     def zero(self, gpa: int, size: int) -> None:
-        """Zero ``size`` bytes at ``gpa``, or raise GuestMemoryError and change nothing."""
+        """Zero ``size`` bytes at ``gpa``, or raise GuestMemoryError and change nothing.
+
+        >>> memory.write(0x1000, b"abc")
+        >>> memory.zero(0x1000, 3)
+        >>> memory.read(0x1000, 3).hex()
+        '000000'
+        """
         if size < 0 or (size and not self.contains(gpa, size)):
             list(self._pieces(gpa, size))  # names the address that is none
         for region in self._regions:
@@ -296,11 +345,20 @@ class GuestMemory:
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
+        """Whether :meth:`close` was called.
+
+        >>> memory.closed
+        False
+        """
         return self._closed
 
     def close(self) -> None:
-        """Give the memory back. Views that are still held keep their mapping alive."""
+        """Give the memory back. Views that are still held keep their mapping alive.
+
+        >>> memory.close()
+        >>> memory.closed
+        True
+        """
         regions, self._regions, self._closed = self._regions, (), True
         self._low, self._low_end = memoryview(b""), -1
         for region in regions:

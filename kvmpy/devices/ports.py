@@ -31,7 +31,15 @@ class DebugConsole:
 
     @property
     def output(self) -> bytes:
-        """What the guest has written, when no descriptor takes it."""
+        """What the guest has written, when no descriptor takes it.
+
+        >>> console = kvmpy.DebugConsole()
+        >>> vm.attach(console, 0xe9)
+        >>> vm.load(kvmpy.asm("mov al, 'A'; out 0xe9, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5), console.output
+        (Hlt(), b'A')
+        """
         return self.sink.output
 
 
@@ -57,12 +65,20 @@ class PostPort:
 
     @property
     def last(self) -> int:
-        """The last code, 0 before the first."""
+        """The last code, 0 before the first.
+
+        >>> kvmpy.PostPort().last
+        0
+        """
         code: int = self._device.last
         return code
 
     @property
     def writes(self) -> int:
-        """How many codes were written."""
+        """How many codes were written.
+
+        >>> kvmpy.PostPort().writes
+        0
+        """
         count: int = self._device.writes
         return count

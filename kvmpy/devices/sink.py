@@ -32,7 +32,10 @@ class Sink:
         self.dropped = 0
 
     def drain(self) -> None:
-        """Move what the C side holds into memory."""
+        """Move what the C side holds into memory.
+
+        >>> kvmpy.Sink().drain()
+        """
         if self._sink.fd >= 0:
             return
         size = _lib.SHIM_SINK_SIZE
@@ -46,12 +49,20 @@ class Sink:
 
     @property
     def output(self) -> bytes:
-        """All that is kept, without taking it."""
+        """All that is kept, without taking it.
+
+        >>> kvmpy.Sink().output
+        b''
+        """
         self.drain()
         return bytes(self._kept)
 
     def take(self) -> bytes:
-        """All that is kept, which is then forgotten."""
+        """All that is kept, which is then forgotten.
+
+        >>> kvmpy.Sink().take()
+        b''
+        """
         output = self.output
         self._kept.clear()
         return output
@@ -59,7 +70,11 @@ class Sink:
     def flush(self) -> int:
         """Write to the descriptor what waits for its reader. Returns how many bytes still do: the
         reader does not keep up. Raises OSError for a write that failed, now or since the last
-        redirect(): its bytes are lost."""
+        redirect(): its bytes are lost.
+
+        >>> kvmpy.Sink().flush()
+        0
+        """
         code = _lib.shim_sink_flush(self._sink)
         if code in (0, -errno.EAGAIN):
             code = self._sink.error
@@ -69,12 +84,22 @@ class Sink:
         return waiting
 
     def redirect(self, fd: int | None) -> None:
-        """Send what comes from now on to another descriptor, or to memory."""
+        """Send what comes from now on to another descriptor, or to memory.
+
+        >>> import os
+        >>> sink = kvmpy.Sink()
+        >>> sink.redirect(1)
+        >>> sink.redirect(None)
+        """
         self.drain()
         _lib.shim_sink_redirect(self._sink, -1 if fd is None else fd)
 
     @property
     def total(self) -> int:
-        """Bytes the device has put out so far."""
+        """Bytes the device has put out so far.
+
+        >>> kvmpy.Sink().total
+        0
+        """
         total: int = self._sink.total
         return total

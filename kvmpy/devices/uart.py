@@ -30,31 +30,65 @@ class Uart:
 
     @property
     def output(self) -> bytes:
-        """What the guest has sent, when no descriptor takes it."""
+        """What the guest has sent, when no descriptor takes it.
+
+        >>> serial = kvmpy.Uart()
+        >>> vm.attach(serial, 0x3f8)
+        >>> vm.load(kvmpy.asm("mov dx, 0x3f8; mov al, 'A'; out dx, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5), serial.output
+        (Hlt(), b'A')
+        """
         return self.sink.output
 
     def receive(self, data: bytes, *, space_eventfd: int | None = None) -> int:
         """Send bytes to the guest, from any thread. Returns how many were taken; fewer than all
         means that the queue (4 KiB) is full, and ``space_eventfd`` is signalled when there is
-        room again."""
+        room again.
+
+        >>> kvmpy.Uart().receive(b"ls")
+        2
+        """
         event = -1 if space_eventfd is None else space_eventfd
         taken: int = _lib.shim_uart_receive(self._device, data, len(data), event)
         return taken
 
     @property
     def backlog(self) -> int:
-        """Bytes the guest has yet to read."""
+        """Bytes the guest has yet to read.
+
+        >>> serial = kvmpy.Uart()
+        >>> serial.receive(b"ls"), serial.backlog
+        (2, 2)
+        """
         count: int = _lib.shim_uart_backlog(self._device)
         return count
 
     def connect_line(self, vm_fd: int, gsi: int) -> None:
-        """Interrupt through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip."""
+        """Interrupt through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip.
+
+        >>> vm = kvmpy.VM("2M", irqchip=True)
+        >>> serial = kvmpy.Uart()
+        >>> serial.connect_line(vm.fileno(), 4)
+        >>> serial.disconnect()
+        >>> vm.close()
+        """
         _lib.shim_uart_connect_line(self._device, vm_fd, gsi)
 
     def connect_eventfd(self, eventfd: int) -> None:
-        """Interrupt through an eventfd that an irqfd listens to."""
+        """Interrupt through an eventfd that an irqfd listens to.
+
+        >>> import os
+        >>> serial, event = kvmpy.Uart(), os.eventfd(0)
+        >>> serial.connect_eventfd(event)
+        >>> serial.disconnect()
+        >>> os.close(event)
+        """
         _lib.shim_uart_connect_eventfd(self._device, eventfd)
 
     def disconnect(self) -> None:
-        """No interrupt any more."""
+        """No interrupt any more.
+
+        >>> kvmpy.Uart().disconnect()
+        """
         _lib.shim_uart_connect_eventfd(self._device, -1)

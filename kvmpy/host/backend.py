@@ -17,7 +17,11 @@ _NEEDS = {"kvm_intel": "VT-x", "kvm_amd": "AMD-V"}
 
 
 def module_name(sys_module: Path = SYS_MODULE) -> str:
-    """The name of the vendor module behind /dev/kvm, "kvm" if none is to be seen."""
+    """The name of the vendor module behind /dev/kvm, "kvm" if none is to be seen.
+
+    >>> kvmpy.host.backend.module_name() in ("kvm_intel", "kvm_amd", "kvm_pvm", "")
+    True
+    """
     found = [name for name in MODULES if (sys_module / name).exists()]
     if len(found) > 1:
         from .cpu import identify
@@ -28,7 +32,11 @@ def module_name(sys_module: Path = SYS_MODULE) -> str:
 
 
 def module_parameters(module: str, sys_module: Path = SYS_MODULE) -> dict[str, str]:
-    """The parameters of a kernel module that can be read, by name."""
+    """The parameters of a kernel module that can be read, by name.
+
+    >>> kvmpy.host.backend.module_parameters("kvm_amd").get("nested", "0") in "01YN"
+    True
+    """
     values: dict[str, str] = {}
     try:
         files = sorted((sys_module / module / "parameters").iterdir())
@@ -72,12 +80,21 @@ class Verdict:
 
     @property
     def performance(self) -> bool:
-        """Whether times taken here tell of hardware: rings 0 and 3 native, no emulated CPU."""
+        """Whether times taken here tell of hardware: rings 0 and 3 native, no emulated CPU.
+
+        >>> kvmpy.host.backend.verdict().performance in (True, False)
+        True
+        """
         return self.ring0 == self.ring3 == "native" and self.emulator is None
 
     @property
     def summary(self) -> str:
-        """The verdict in one or two sentences."""
+        """The verdict in one or two sentences.
+
+        >>> with kvmpy.KVM():
+        ...     kvmpy.host.backend.verdict().summary
+        '...kvm_...'
+        """
         text = f"{self.module}: {self._rings()}{self._where()}."
         if self.detail:
             return f"{text} {self.detail}."
@@ -146,6 +163,10 @@ def verdict() -> Verdict:
     """Find out, by running and timing a tiny guest in rings 0 and 3; takes 10 to 100 ms.
 
     Raises a KvmUnavailableError when no guest can be run here.
+
+    >>> with kvmpy.KVM():
+    ...     kvmpy.host.backend.verdict().module
+    'kvm_...'
     """
     from ..x86.modes import Mode
     from .cpu import identify

@@ -82,7 +82,12 @@ class Capability:
 
     @property
     def present(self) -> bool:
-        """Whether KVM has it."""
+        """Whether KVM has it.
+
+        >>> found = {row.name: row for row in kvmpy.host.capabilities.read(kvm)}
+        >>> found["KVM_CAP_USER_MEMORY"].present
+        True
+        """
         return self.value > 0
 
 
@@ -90,6 +95,9 @@ def value_text(name: str, value: int) -> str:
     """A capability's value as people read it: hex for bit masks, a unit for sizes.
 
     ``name`` is without ``KVM_CAP_``.
+
+    >>> kvmpy.host.capabilities.value_text("KVM_CAP_NR_MEMSLOTS", 509)
+    '509'
     """
     if name in _MASKS:
         return f"{value:#x}"
@@ -97,7 +105,11 @@ def value_text(name: str, value: int) -> str:
 
 
 def read(kvm: KVM) -> Iterator[Capability]:
-    """All capabilities by group, as /dev/kvm answers; a VM can answer otherwise for a few."""
+    """All capabilities by group, as /dev/kvm answers; a VM can answer otherwise for a few.
+
+    >>> any(row.name == "KVM_CAP_IRQCHIP" for row in kvmpy.host.capabilities.read(kvm))
+    True
+    """
     for group, names in GROUPS.items():
         for short in names:
             name = capabilities.PREFIX + short
@@ -105,7 +117,11 @@ def read(kvm: KVM) -> Iterator[Capability]:
 
 
 def limits(kvm: KVM) -> dict[str, int]:
-    """The numbers that bound a VM. Sizes in bytes."""
+    """The numbers that bound a VM. Sizes in bytes.
+
+    >>> max(kvmpy.host.capabilities.limits(kvm).values()) > 1
+    True
+    """
     check = kvm.check_extension
     recommended = check("KVM_CAP_NR_VCPUS") or 4  # the defaults are the KVM API's, section 4.7
     most = check("KVM_CAP_MAX_VCPUS") or recommended

@@ -51,12 +51,20 @@ class HostCpu:
 
     @property
     def nested(self) -> bool:
-        """Whether this host is known to be a virtual machine itself."""
+        """Whether this host is known to be a virtual machine itself.
+
+        >>> kvmpy.host.cpu.identify().nested in (True, False)
+        True
+        """
         return self.hypervisor is not None or self.emulator is not None
 
     @property
     def surroundings(self) -> str:
-        """In words: what this host is itself."""
+        """In words: what this host is itself.
+
+        >>> isinstance(kvmpy.host.cpu.identify().surroundings, str)
+        True
+        """
         if self.emulator:
             return f"a machine emulated by {self.emulator}"
         if self.hypervisor:
@@ -65,7 +73,12 @@ class HostCpu:
 
 
 def cpuid(function: int, index: int = 0) -> Registers:
-    """EAX, EBX, ECX and EDX of a CPUID leaf, as this process sees it."""
+    """EAX, EBX, ECX and EDX of a CPUID leaf, as this process sees it.
+
+    >>> eax, ebx, ecx, edx = kvmpy.host.cpu.cpuid(0)
+    >>> eax > 0
+    True
+    """
     registers = _ffi.new("uint32_t[4]")
     _lib.shim_cpuid(function, index, registers)
     eax, ebx, ecx, edx = registers
@@ -80,7 +93,11 @@ def identify(
     read: Callable[[int], Registers] = lambda function: cpuid(function),
     dmi: Path = Path("/sys/class/dmi/id"),
 ) -> HostCpu:
-    """Find out what this host is. ``read`` gives a CPUID leaf's registers."""
+    """Find out what this host is. ``read`` gives a CPUID leaf's registers.
+
+    >>> bool(kvmpy.host.cpu.identify().vendor)
+    True
+    """
     _, ebx, ecx, edx = read(0)
     vendor = _text(ebx, edx, ecx)
     features = read(1)[2]

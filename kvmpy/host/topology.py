@@ -24,6 +24,9 @@ def parse_cpu_list(text: str) -> frozenset[int]:
     """The CPUs of a list in the kernel's notation: ``"0-3,7"``; ``"0-30:2"`` takes every second.
 
     Raises ValueError naming the part that is wrong.
+
+    >>> sorted(kvmpy.host.topology.parse_cpu_list("0-2,8"))
+    [0, 1, 2, 8]
     """
     cpus: set[int] = set()
     for part in text.strip().split(",") if text.strip() else []:
@@ -42,7 +45,11 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:
-    """``{0, 1, 2, 3, 7}`` as ``"0-3,7"``; "" for none."""
+    """``{0, 1, 2, 3, 7}`` as ``"0-3,7"``; "" for none.
+
+    >>> kvmpy.host.topology.format_cpu_list({0, 1, 2, 8})
+    '0-2,8'
+    """
     parts: list[str] = []
     ordered = sorted(set(cpus))
     while ordered:
@@ -56,7 +63,11 @@ def format_cpu_list(cpus: Iterable[int]) -> str:
 
 
 def allowed_cpus() -> frozenset[int]:
-    """The pCPUs that the calling thread may run on: affinity and cpuset taken together."""
+    """The pCPUs that the calling thread may run on: affinity and cpuset taken together.
+
+    >>> len(kvmpy.host.topology.allowed_cpus()) > 0
+    True
+    """
     return frozenset(os.sched_getaffinity(0))
 
 
@@ -73,6 +84,10 @@ def check_pin(cpu: int, *, sysfs: Path = SYSFS, allowed: frozenset[int] | None =
     ``allowed``: by default :func:`allowed_cpus`.
 
     Raises PinError, which says why not and what can be used.
+
+    >>> cpu_number = min(kvmpy.host.topology.allowed_cpus())
+    >>> kvmpy.host.topology.check_pin(cpu_number) == cpu_number
+    True
     """
     usable = allowed_cpus() if allowed is None else allowed
     if cpu in usable:
@@ -90,7 +105,12 @@ def check_pin(cpu: int, *, sysfs: Path = SYSFS, allowed: frozenset[int] | None =
 
 
 def smt_siblings(cpu: int, *, sysfs: Path = SYSFS) -> frozenset[int]:
-    """The pCPUs that share ``cpu``'s core, itself included; itself alone if sysfs does not say."""
+    """The pCPUs that share ``cpu``'s core, itself included; itself alone if sysfs does not say.
+
+    >>> cpu_number = min(kvmpy.host.topology.allowed_cpus())
+    >>> cpu_number in (kvmpy.host.topology.smt_siblings(cpu_number) or {cpu_number})
+    True
+    """
     topology = sysfs / f"cpu{cpu}" / "topology"
     siblings = _listed(topology / "core_cpus_list") or _listed(topology / "thread_siblings_list")
     return (siblings or frozenset()) | {cpu}
