@@ -203,6 +203,39 @@ class VM(BusMethods):
         request.flags = _lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
         ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {eventfd}, gsi {gsi}")
 
+    def ioeventfd(
+        self,
+        eventfd: int,
+        address: int,
+        *,
+        length: int = 0,
+        datamatch: int | None = None,
+        pio: bool = False,
+        deassign: bool = False,
+    ) -> None:
+        """KVM_IOEVENTFD: a guest's write to ``address`` signals ``eventfd`` instead of exiting.
+
+        ``address``: guest physical, or a port with ``pio``. ``length``: only writes of that many
+        bytes (1, 2, 4, 8); 0 takes any. ``datamatch``: only writes of that value; needs a length.
+        ``deassign`` takes it back: all else must be as it was. KVM API, 4.59.
+
+        >>> import os; event = os.eventfd(0)
+        >>> vm.ioeventfd(event, 0xD000_0050, length=4, datamatch=0)
+        >>> vm.ioeventfd(event, 0xD000_0050, length=4, datamatch=0, deassign=True)
+        >>> os.close(event)
+        """
+        request = _ffi.new("struct kvm_ioeventfd *")
+        request.fd, request.addr, request.len = eventfd, address, length
+        if datamatch is not None:
+            request.datamatch = datamatch
+            request.flags |= _lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+        if pio:
+            request.flags |= _lib.KVM_IOEVENTFD_FLAG_PIO
+        if deassign:
+            request.flags |= _lib.KVM_IOEVENTFD_FLAG_DEASSIGN
+        detail = f"eventfd {eventfd}, {'port' if pio else 'gpa'} {address:#x}, length {length}"
+        ioctls.KVM_IOEVENTFD(self.fileno(), request, detail)
+
     # -- life
 
     @property

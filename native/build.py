@@ -20,7 +20,7 @@ TABLE = runpy.run_path(str(HERE.parent / "kvmpy" / "ioctl_table.py"))["TABLE"]
 ffi.cdef("".join(f"#define {row.split()[0]} ...\n" for row in TABLE.splitlines() if row))
 ffi.set_source(
     "kvmpy._native",
-    '#include "shim.h"\n',
+    '#include "shim.h"\n#include "virtio.h"\n',
     sources=[f"native/{name}" for name in SOURCES],
     include_dirs=["native"],
     depends=[f"native/{name}" for name in HEADERS],

@@ -53,6 +53,27 @@ struct shim_post { uint64_t writes; uint8_t last; ...; };
 struct shim_post *shim_post_new(void);
 void shim_device_free(struct shim_device *device);
 
+/* virtio.h */
+#define VIRTIO_MMIO_LENGTH ...
+#define SHIM_VIRTIO_STATISTICS ...
+struct virtio_region { uint64_t gpa, size; uint8_t *hva; bool read_only; ...; };
+struct virtio_device { struct shim_device device; ...; };
+struct virtio_device *shim_virtio_rng_new(void);
+int shim_virtio_start(struct virtio_device *device, const struct virtio_region *regions,
+                      unsigned count);
+int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_region *regions,
+                           unsigned count);
+void shim_virtio_stop(struct virtio_device *device);
+void shim_virtio_close(struct virtio_device *device);
+void shim_virtio_free(struct virtio_device *device);
+const char *shim_virtio_fault(struct virtio_device *device, unsigned *queue);
+int shim_virtio_queue_fd(const struct virtio_device *device, unsigned queue);
+int shim_virtio_interrupt_fd(const struct virtio_device *device);
+unsigned shim_virtio_queues(const struct virtio_device *device);
+void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
+int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,
+                       bool is_write);
+
 struct shim_record { uint64_t address, value, size, tsc; };
 struct shim_report { uint64_t handler, address, size, is_write, value; };
 struct shim_vcpu {

@@ -1,0 +1,315 @@
+"""What all virtio devices have in common: registers, queues, a worker thread, a place in a VM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ... import _native
+from ...errors import ClosedError, KvmpyError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ...memory import GuestMemory, Region
+    from ...vm import VM
+
+_lib, _ffi = _native.lib, _native.ffi
+
+_QUEUE_NOTIFY = 0x50
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a device has done so far.
+
+    ``requests`` were returned to the driver; ``bytes_in`` were written into guest memory and
+    ``bytes_out`` read from it, the data only; ``notifications`` reached the worker, several of the
+    driver's may have become one; ``interrupts`` were sent; ``accesses`` are exits to the registers.
+    """
+
+    requests: int
+    bytes_in: int
+    bytes_out: int
+    notifications: int
+    interrupts: int
+    accesses: int
+
+
+class VirtioDevice:
+    """A virtio-mmio device (VIRTIO 1.2, "4.2 Virtio Over MMIO"), served by a thread in C.
+
+    Made by its subclasses. :meth:`connect` puts it into a VM; :meth:`disconnect` takes it out, as
+    does closing the VM; then it can be connected again. :meth:`close` gives back what is behind
+    it. A driver that breaks the rules of the rings finds DEVICE_NEEDS_RESET in the status register,
+    and the device stands still until the driver resets it: see :attr:`fault`.
+    """
+
+    #: Bytes of the register file.
+    length: int = _lib.VIRTIO_MMIO_LENGTH
+
+    def __init__(self, device: Any):
+        if device == _ffi.NULL:
+            raise MemoryError("no memory for a virtio device")
+        self._virtio = _ffi.gc(device, _lib.shim_virtio_free)
+        self._memory: GuestMemory | None = None
+        #: Keep the host mappings of guest memory while C has their addresses.
+        self._pins: list[tuple[Region, Any]] = []
+        self._adopt: Callable[[Region], None] | None = None
+        self._undo = contextlib.ExitStack()
+        self._vm: weakref.ref[VM] | None = None
+        self._closed = False
+        self._gpa = -1
+        self._gsi: int | None = None
+
+    @property
+    def _device(self) -> Any:
+        return _ffi.addressof(self._virtio, "device")
+
+    # -- in a VM
+
+    def connect(self, vm: VM, gpa: int, gsi: int | None = None) -> None:
+        """Put the device's registers at ``gpa``, its interrupt on ``gsi``, and start its worker.
+
+        ``gpa``: a multiple of 4, 512 bytes that are neither memory nor claimed. ``gsi``: an input
+        of the in-kernel irqchip, raised as an edge by irqfd; None leaves the interrupt to whoever
+        reads :attr:`interrupt_fd`. Notifications arrive by ioeventfd: they cost no exit.
+
+        Raises ClosedError after close(), KvmpyError if it is connected already, ClaimError if the
+        address is taken and KvmIoctlError if KVM refuses.
+
+        >>> rng = kvmpy.devices.virtio.Rng()
+        >>> rng.connect(vm, 0xD000_0000)
+        >>> rng.close()
+        """
+        if gpa % 4:
+            raise ValueError(f"gpa {gpa:#x} is not a multiple of 4")
+        self.start(vm.memory)
+        undo = self._undo
+        try:
+            vm.attach(self, gpa, mmio=True)
+            undo.callback(_unless_gone, vm, lambda: vm.release(gpa, mmio=True))
+            for queue, fd in enumerate(self.queue_fds):
+                vm.ioeventfd(fd, gpa + _QUEUE_NOTIFY, length=4, datamatch=queue)
+                undo.callback(_unless_gone, vm, _release_notify(vm, fd, gpa, queue))
+            if gsi is not None:
+                fd = self.interrupt_fd
+                vm.irqfd(fd, gsi)
+                undo.callback(_unless_gone, vm, lambda: vm.irqfd(fd, gsi, deassign=True))
+        except BaseException:
+            self.disconnect()
+            raise
+        self._vm, self._gpa, self._gsi = weakref.ref(vm), gpa, gsi
+
+    def start(self, memory: GuestMemory) -> None:
+        """Start the worker on ``memory`` without a VM: somebody else passes on accesses to the
+        registers, and uses :attr:`queue_fds` and :attr:`interrupt_fd`. Ends with disconnect().
+
+        >>> with kvmpy.devices.virtio.Rng() as rng:
+        ...     rng.start(memory)
+        ...     len(rng.queue_fds)
+        1
+        """
+        if self._closed:
+            raise ClosedError("this device is closed")
+        if self._memory is not None:
+            raise KvmpyError("this device is connected already: disconnect() it first")
+        try:
+            self._pin(*memory.regions)
+            table = self._table()
+            _check(_lib.shim_virtio_start(self._virtio, table, len(table)))
+        except BaseException:
+            self._unpin()
+            raise
+        adopt = weakref.WeakMethod(self._adopt_region)
+        self._adopt = lambda region: _call(adopt, region)
+        memory._adopters.append(self._adopt)
+        self._memory = memory
+
+    def _pin(self, *regions: Region) -> None:
+        for region in regions:
+            # A slice: the region's own view must remain free to be released.
+            self._pins.append((region, _ffi.from_buffer(region.view[:])))
+
+    def _unpin(self) -> None:
+        pins, self._pins = self._pins, []
+        for _, buffer in pins:
+            _ffi.release(buffer)
+
+    def _table(self) -> Any:
+        pins = sorted(self._pins, key=lambda pin: pin[0].gpa)
+        table = _ffi.new("struct virtio_region[]", len(pins))
+        for row, (region, buffer) in zip(table, pins, strict=True):
+            row.gpa, row.size, row.read_only = region.gpa, region.size, region.read_only
+            row.hva = _ffi.cast("uint8_t *", buffer)
+        return table
+
+    def _adopt_region(self, region: Region) -> None:
+        """Memory that is added later is the device's too."""
+        self._pin(region)
+        table = self._table()
+        _check(_lib.shim_virtio_set_memory(self._virtio, table, len(table)))
+
+    def disconnect(self) -> None:
+        """Take the device out of its VM: end the worker, reset the device. Waits for the request
+        in progress; harmless when it is not connected.
+
+        >>> rng = kvmpy.devices.virtio.Rng()
+        >>> rng.connect(vm, 0xD000_0000)
+        >>> rng.disconnect(); rng.connected
+        False
+        >>> rng.close()
+        """
+        # Out of KVM before its eventfds go; the worker before the memory it works on.
+        undo, self._undo = self._undo, contextlib.ExitStack()
+        undo.close()
+        _lib.shim_virtio_stop(self._virtio)
+        memory, self._memory = self._memory, None
+        if memory is not None and self._adopt in memory._adopters:
+            memory._adopters.remove(self._adopt)
+        self._adopt = self._vm = None
+        self._gpa, self._gsi = -1, None
+        self._unpin()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the worker runs.
+
+        >>> kvmpy.devices.virtio.Rng().connected
+        False
+        """
+        return self._memory is not None
+
+    @property
+    def gpa(self) -> int | None:
+        """Where its registers are, None when it is in no VM.
+
+        >>> with kvmpy.devices.virtio.Rng() as rng:
+        ...     rng.connect(vm, 0xD000_0000)
+        ...     hex(rng.gpa)
+        '0xd0000000'
+        """
+        return self._gpa if self._vm is not None else None
+
+    @property
+    def gsi(self) -> int | None:
+        """Its interrupt line, None without one.
+
+        >>> kvmpy.devices.virtio.Rng().gsi is None
+        True
+        """
+        return self._gsi
+
+    @property
+    def queue_fds(self) -> list[int]:
+        """An eventfd per queue: a write is the driver's notification. Empty when not connected.
+
+        >>> kvmpy.devices.virtio.Rng().queue_fds
+        []
+        """
+        if self._memory is None:
+            return []
+        count = _lib.shim_virtio_queues(self._virtio)
+        return [_lib.shim_virtio_queue_fd(self._virtio, queue) for queue in range(count)]
+
+    @property
+    def interrupt_fd(self) -> int:
+        """An eventfd that the device signals for an interrupt, -1 when not connected.
+
+        >>> kvmpy.devices.virtio.Rng().interrupt_fd
+        -1
+        """
+        fd: int = _lib.shim_virtio_interrupt_fd(self._virtio)
+        return fd
+
+    # -- what it has done
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counts since it was made.
+
+        >>> kvmpy.devices.virtio.Rng().statistics.requests
+        0
+        """
+        words = _ffi.new("uint64_t[]", _lib.SHIM_VIRTIO_STATISTICS)
+        _lib.shim_virtio_statistics(self._virtio, words)
+        return Statistics(*_ffi.unpack(words, len(words)))
+
+    @property
+    def fault(self) -> str:
+        """Why the driver was last told to reset the device (DEVICE_NEEDS_RESET), "" for never.
+
+        >>> kvmpy.devices.virtio.Rng().fault
+        ''
+        """
+        queue = _ffi.new("unsigned *")
+        text = _lib.shim_virtio_fault(self._virtio, queue)
+        return f"queue {queue[0]}: {_ffi.string(text).decode()}" if text != _ffi.NULL else ""
+
+    # -- life
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called.
+
+        >>> kvmpy.devices.virtio.Rng().closed
+        False
+        """
+        return self._closed
+
+    def close(self) -> None:
+        """Disconnect, and give back what is behind the device: files, descriptors.
+
+        >>> rng = kvmpy.devices.virtio.Rng()
+        >>> rng.close(); rng.closed
+        True
+        """
+        if not self._closed:
+            self._closed = True
+            self.disconnect()
+            _lib.shim_virtio_close(self._virtio)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._closed:
+            return f"<{name}, closed>"
+        if self._vm is None:
+            return f"<{name}, not in a VM>"
+        line = "" if self._gsi is None else f", gsi {self._gsi}"
+        return f"<{name} at {self._gpa:#x}{line}>"
+
+
+def _release_notify(vm: VM, fd: int, gpa: int, queue: int) -> Callable[[], None]:
+    return lambda: vm.ioeventfd(fd, gpa + _QUEUE_NOTIFY, length=4, datamatch=queue, deassign=True)
+
+
+def _unless_gone(vm: VM, undo: Callable[[], None]) -> None:
+    """A VM that is closed, dead or another process's has let go already."""
+    if not vm.closed:
+        with contextlib.suppress(KvmpyError):
+            undo()
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(-result, os.strerror(-result))
+
+
+def _call(method: weakref.WeakMethod[Any], region: Region) -> None:
+    target = method()
+    if target is not None:
+        target(region)
