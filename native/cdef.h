@@ -59,6 +59,8 @@ void shim_device_free(struct shim_device *device);
 struct virtio_region { uint64_t gpa, size; uint8_t *hva; bool read_only; ...; };
 struct virtio_device { struct shim_device device; ...; };
 struct virtio_device *shim_virtio_rng_new(void);
+struct virtio_device *shim_virtio_blk_new(int fd, uint64_t sectors, bool read_only,
+                                          const char *serial);
 int shim_virtio_start(struct virtio_device *device, const struct virtio_region *regions,
                       unsigned count);
 int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_region *regions,

@@ -138,6 +138,7 @@ struct virtio_ops {
 /* What it has done. Written by whoever does it, read by anybody. */
 struct virtio_statistics {
 	_Atomic uint64_t requests;      /* chains returned to the driver */
+	_Atomic uint64_t errors;        /* ... that tell it of a failure */
 	_Atomic uint64_t bytes_in;      /* written into guest memory */
 	_Atomic uint64_t bytes_out;     /* read from guest memory */
 	_Atomic uint64_t notifications; /* queue notifications that reached the worker */
@@ -254,6 +255,8 @@ int virtio_mmio_access(struct shim_device *shim, struct shim_vcpu *vcpu, uint64_
 /* ------------------------------------------------------------------ for Python */
 
 struct virtio_device *shim_virtio_rng_new(void);
+struct virtio_device *shim_virtio_blk_new(int fd, uint64_t sectors, bool read_only,
+					  const char *serial);
 
 /* Start: regions sorted by gpa, mapped until shim_virtio_stop() has returned. Stop: the device is
  * reset, and its worker and eventfds are gone. Both from any thread, and stop as often as one
@@ -269,7 +272,7 @@ const char *shim_virtio_fault(struct virtio_device *device, unsigned *queue);
 int shim_virtio_queue_fd(const struct virtio_device *device, unsigned queue);
 int shim_virtio_interrupt_fd(const struct virtio_device *device);
 unsigned shim_virtio_queues(const struct virtio_device *device);
-#define SHIM_VIRTIO_STATISTICS 6
+#define SHIM_VIRTIO_STATISTICS 7
 void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
 /* A vCPU's access, without a vCPU. */
 int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,

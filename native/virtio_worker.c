@@ -364,11 +364,12 @@ void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words)
 	const struct virtio_statistics *statistics = &device->statistics;
 
 	words[0] = atomic_load(&statistics->requests);
-	words[1] = atomic_load(&statistics->bytes_in);
-	words[2] = atomic_load(&statistics->bytes_out);
-	words[3] = atomic_load(&statistics->notifications);
-	words[4] = atomic_load(&statistics->interrupts);
-	words[5] = atomic_load(&statistics->accesses);
+	words[1] = atomic_load(&statistics->errors);
+	words[2] = atomic_load(&statistics->bytes_in);
+	words[3] = atomic_load(&statistics->bytes_out);
+	words[4] = atomic_load(&statistics->notifications);
+	words[5] = atomic_load(&statistics->interrupts);
+	words[6] = atomic_load(&statistics->accesses);
 }
 
 int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,

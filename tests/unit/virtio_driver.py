@@ -4,8 +4,10 @@ function and builds rings in guest memory, without KVM (VIRTIO 1.2, "2.7 Split V
 
 from __future__ import annotations
 
+import os
 import select
 import struct
+import time
 from dataclasses import dataclass, field
 
 from kvmpy import GuestMemory, _native
@@ -193,8 +195,6 @@ class Driver(Registers):
         """Wait for an interrupt, acknowledge and return its causes."""
         fd = self.device.interrupt_fd
         assert select.select([fd], [], [], seconds)[0], "no interrupt"
-        import os
-
         os.eventfd_read(fd)
         causes = self.read(INTERRUPT_STATUS)
         self.write(INTERRUPT_ACK, causes)
@@ -204,15 +204,16 @@ class Driver(Registers):
         return bool(select.select([self.device.interrupt_fd], [], [], 0)[0])
 
     def settle(self) -> None:
-        """Until the worker has seen all notifications and done what they were about: changing
-        the set-up of a queue waits for it."""
-        for queue, fd in enumerate(self.device.queue_fds):
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            while poll.poll(0):
-                pass
-            self.write(QUEUE_SEL, queue)
-            self.write(QUEUE_READY, 2)  # no value it has: only waits for its turn
+        """Until the worker has seen all notifications and done what they were about."""
+        for _ in range(1000):
+            # Changing a queue's set-up waits for the worker. 2 is no value QueueReady has.
+            self.write(QUEUE_READY, 2)
+            if not select.select(self.device.queue_fds, [], [], 0)[0]:
+                self.write(QUEUE_READY, 2)  # it had taken the signal, and perhaps just begun
+                if not select.select(self.device.queue_fds, [], [], 0)[0]:
+                    return
+            time.sleep(0.001)
+        raise AssertionError("the worker does not come to rest")
 
     def complete(self, count: int = 1, queue: int = 0) -> list[tuple[int, int]]:
         """Notify, and wait until ``count`` chains are back."""

@@ -27,12 +27,14 @@ _QUEUE_NOTIFY = 0x50
 class Statistics:
     """What a device has done so far.
 
-    ``requests`` were returned to the driver; ``bytes_in`` were written into guest memory and
-    ``bytes_out`` read from it, the data only; ``notifications`` reached the worker, several of the
-    driver's may have become one; ``interrupts`` were sent; ``accesses`` are exits to the registers.
+    ``requests`` were returned to the driver, ``errors`` of them with a failure. ``bytes_in`` were
+    written into guest memory, ``bytes_out`` read from it: the data only. ``notifications`` reached
+    the worker; several of the driver's may have become one. ``interrupts`` were sent. ``accesses``
+    are exits to the registers.
     """
 
     requests: int
+    errors: int
     bytes_in: int
     bytes_out: int
     notifications: int
