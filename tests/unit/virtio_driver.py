@@ -84,6 +84,18 @@ class Registers:
         self.write(QUEUE_READY, 1)
         return self.read(QUEUE_READY) == 1
 
+    def wait_interrupt(self, seconds: float = PATIENCE) -> int:
+        """Wait for an interrupt, acknowledge and return its causes."""
+        fd = self.device.interrupt_fd
+        assert select.select([fd], [], [], seconds)[0], "no interrupt"
+        os.eventfd_read(fd)
+        causes = self.read(INTERRUPT_STATUS)
+        self.write(INTERRUPT_ACK, causes)
+        return causes
+
+    def interrupt_pending(self) -> bool:
+        return bool(select.select([self.device.interrupt_fd], [], [], 0)[0])
+
 
 @dataclass
 class Ring:
@@ -190,18 +202,6 @@ class Driver(Registers):
     def notify(self, queue: int = 0) -> None:
         self.rings[queue].expose()
         self.write(QUEUE_NOTIFY, queue)
-
-    def wait_interrupt(self, seconds: float = PATIENCE) -> int:
-        """Wait for an interrupt, acknowledge and return its causes."""
-        fd = self.device.interrupt_fd
-        assert select.select([fd], [], [], seconds)[0], "no interrupt"
-        os.eventfd_read(fd)
-        causes = self.read(INTERRUPT_STATUS)
-        self.write(INTERRUPT_ACK, causes)
-        return causes
-
-    def interrupt_pending(self) -> bool:
-        return bool(select.select([self.device.interrupt_fd], [], [], 0)[0])
 
     def settle(self) -> None:
         """Until the worker has seen all notifications and done what they were about."""
