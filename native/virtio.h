@@ -246,7 +246,7 @@ bool virtqueue_start(struct virtqueue *queue, const char **problem);
 void virtqueue_stop(struct virtqueue *queue);
 void virtqueue_reset(struct virtqueue *queue);
 void virtqueue_kick(struct virtqueue *queue);
-bool virtio_signal(int eventfd);
+void virtio_signal(int eventfd);
 void virtio_reset(struct virtio_device *device);
 void virtio_interrupt(struct virtio_device *device, uint32_t cause);
 int virtio_mmio_access(struct shim_device *shim, struct shim_vcpu *vcpu, uint64_t offset,

@@ -24,8 +24,8 @@ void virtio_interrupt(struct virtio_device *device, uint32_t cause)
 	atomic_fetch_or(&device->interrupt_status, cause);
 	if (device->interrupt_fd < 0)
 		return;
-	if (virtio_signal(device->interrupt_fd))
-		virtio_count(&device->statistics.interrupts, 1);
+	virtio_count(&device->statistics.interrupts, 1); /* first: the guest may be done with it */
+	virtio_signal(device->interrupt_fd);
 }
 
 static void config_changed(struct virtio_device *device)

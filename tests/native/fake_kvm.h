@@ -20,25 +20,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "shim.h"
-
-#define CHECK(condition)                                                                       \
-	do {                                                                                   \
-		if (!(condition)) {                                                            \
-			fprintf(stderr, "%s:%d: in %s: not so: %s\n", __FILE__, __LINE__,      \
-				__func__, #condition);                                         \
-			exit(1);                                                               \
-		}                                                                              \
-	} while (0)
-#define CHECK_EQUAL(got, wanted)                                                               \
-	do {                                                                                   \
-		long long got_ = (long long)(got), wanted_ = (long long)(wanted);              \
-		if (got_ != wanted_) {                                                         \
-			fprintf(stderr, "%s:%d: in %s: %s is %#llx, not %#llx\n", __FILE__,    \
-				__LINE__, __func__, #got, got_, wanted_);                      \
-			exit(1);                                                               \
-		}                                                                              \
-	} while (0)
 
 #define RUN_SIZE (3 * 4096)
 #define DATA_OFFSET 4096

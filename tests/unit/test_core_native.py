@@ -4,6 +4,8 @@
 sanitizers, `KVMPY_NATIVE_RUNNER="valgrind -q --error-exitcode=9 --leak-check=full"` under valgrind.
 """
 
+import os
+
 import pytest
 
 SCRIPTED = "-Wl,--wrap=ioctl"
@@ -15,4 +17,13 @@ def test_native(native_program, name):
     result = native_program(f"{name}_test.c", SCRIPTED)()
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{name}: ok\n"
+    assert result.stderr == ""
+
+
+def test_virtio(native_program):
+    """Devices against a driver that does anything at all. KVMPY_VIRTIO_ROUNDS sets how long."""
+    rounds = os.environ.get("KVMPY_VIRTIO_ROUNDS", "2000")
+    result = native_program("virtio_test.c")(rounds)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "virtio: ok\n"
     assert result.stderr == ""
