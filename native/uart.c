@@ -133,7 +133,8 @@ static uint8_t receive_read(struct shim_uart *uart)
 }
 
 /* How many bytes were taken. Fewer than `length`: the queue is full, and space_eventfd (unless
- * -1) is signalled once half of it is free again. Any thread. */
+ * -1) is signalled once half of it is free again. Any call replaces the eventfd of the one before:
+ * one of length 0 forgets it, as it must be before it is closed. Any thread. */
 unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
 			   int space_eventfd)
 {
@@ -142,8 +143,7 @@ unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned
 	pthread_mutex_lock(&uart->lock);
 	while (taken < length && uart->length < QUEUE_SIZE)
 		queue_put(uart, data[taken++]);
-	if (taken < length)
-		uart->space_eventfd = space_eventfd;
+	uart->space_eventfd = taken < length ? space_eventfd : -1;
 	update_interrupt(uart);
 	pthread_mutex_unlock(&uart->lock);
 	return taken;

@@ -44,7 +44,8 @@ class Uart:
     def receive(self, data: bytes, *, space_eventfd: int | None = None) -> int:
         """Send bytes to the guest, from any thread. Returns how many were taken; fewer than all
         means that the queue (4 KiB) is full, and ``space_eventfd`` is signalled when there is
-        room again.
+        room again. It must stay open until then, or until a later call (``receive(b"")``) replaces
+        it.
 
         >>> kvmpy.Uart().receive(b"ls")
         2

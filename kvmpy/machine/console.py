@@ -99,6 +99,7 @@ class Console:
             if self._thread is not threading.current_thread():
                 self._thread.join()
             self._thread = None
+            self._uart.receive(b"")  # forgets the eventfd
         if self._saved is not None:
             saved, self._saved = self._saved, None
             termios.tcsetattr(self._fd, termios.TCSADRAIN, saved)
