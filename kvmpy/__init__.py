@@ -50,6 +50,15 @@ if TYPE_CHECKING:
         ClosedError as ClosedError,
     )
     from .errors import (
+        ConsoleError as ConsoleError,
+    )
+    from .errors import (
+        ExpectEof as ExpectEof,
+    )
+    from .errors import (
+        ExpectTimeout as ExpectTimeout,
+    )
+    from .errors import (
         ForkedError as ForkedError,
     )
     from .errors import (
@@ -81,6 +90,9 @@ if TYPE_CHECKING:
     )
     from .errors import (
         KvmVersionError as KvmVersionError,
+    )
+    from .errors import (
+        StillRunningError as StillRunningError,
     )
     from .errors import (
         UnexpectedExitError as UnexpectedExitError,
@@ -184,6 +196,9 @@ if TYPE_CHECKING:
     from .kvm import (
         KVM as KVM,
     )
+    from .machine import (
+        Machine as Machine,
+    )
     from .memory import (
         GuestMemory as GuestMemory,
     )
@@ -226,6 +241,9 @@ _WHERE = {
     "Uart": ".devices",
     "AsmError": ".errors",
     "ClosedError": ".errors",
+    "ConsoleError": ".errors",
+    "ExpectEof": ".errors",
+    "ExpectTimeout": ".errors",
     "ForkedError": ".errors",
     "GuestMemoryError": ".errors",
     "ImageError": ".errors",
@@ -237,6 +255,7 @@ _WHERE = {
     "KvmUnavailableError": ".errors",
     "KvmVersionError": ".errors",
     "KvmpyError": ".errors",
+    "StillRunningError": ".errors",
     "UnexpectedExitError": ".errors",
     "UnsupportedError": ".errors",
     "VmDeadError": ".errors",
@@ -271,6 +290,7 @@ _WHERE = {
     "Unknown": ".exits",
     "Wrmsr": ".exits",
     "KVM": ".kvm",
+    "Machine": ".machine",
     "GuestMemory": ".memory",
     "HugePageFallbackWarning": ".memory",
     "VCPU": ".vcpu",

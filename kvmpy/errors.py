@@ -156,3 +156,29 @@ class UnexpectedExitError(KvmpyError):
     def __init__(self, message: str, exit: object):
         super().__init__(message)
         self.exit = exit
+
+
+class StillRunningError(KvmpyError, TimeoutError):
+    """A guest has not ended in the time given, or a thread that runs it cannot be stopped."""
+
+
+class ConsoleError(KvmpyError):
+    """A script and its guest's console did not meet.
+
+    ``tail`` is the end of the guest's output, as bytes; the message shows it.
+
+    >>> kvmpy.ExpectTimeout("no login", b"panic").tail
+    b'panic'
+    """
+
+    def __init__(self, message: str, tail: bytes):
+        super().__init__(message)
+        self.tail = tail
+
+
+class ExpectTimeout(ConsoleError, TimeoutError):
+    """What a script waited for has not come in time."""
+
+
+class ExpectEof(ConsoleError, EOFError):
+    """The guest ended before what a script waited for had come."""
