@@ -12,7 +12,7 @@ def main() -> None:
     machine = Machine(
         guests.load("multiboot.elf"),
         memory="16M",
-        cmdline="kernel answer=42",
+        append="kernel answer=42",
         modules=[(b"These bytes are a boot module.\n", "notes.txt")],
     )
     with machine:

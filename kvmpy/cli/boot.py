@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..boot import FORMATS
-from ..errors import ImageError
+from ..boot.files import content
 from ..machine import Machine, Outcome
 from ..memory import parse_size
 from ..x86.modes import Mode
@@ -104,32 +103,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object on stdout, serial output inside")
 
 
-@contextmanager
-def _mapped(path: str) -> Iterator[Any]:
-    """The file's content, mapped where it can be."""
-    try:
-        with open(path, "rb") as file:
-            try:
-                content: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (ValueError, OSError):  # empty, or a pipe
-                content = file.read()
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from None
-    try:
-        yield content
-    finally:
-        if isinstance(content, mmap.mmap):
-            content.close()
-
-
-def _image_bytes(name: str) -> Any:
+def _image(name: str) -> bytes | str:
+    """The bundled kernel's bytes, or a path."""
     if name == DEMO and not Path(name).exists():
-        from contextlib import nullcontext
-
         from .. import guests
 
-        return nullcontext(guests.load("demo.elf"))
-    return _mapped(name)
+        return guests.load("demo.elf")
+    return name
 
 
 @contextmanager
@@ -137,19 +117,17 @@ def _machine(args: argparse.Namespace) -> Iterator[Machine]:
     from contextlib import ExitStack
 
     with ExitStack() as files:
-        image = files.enter_context(_image_bytes(args.image))
-        initrd = files.enter_context(_mapped(args.initrd)) if args.initrd else None
         modules = []
         for text in args.module:
             path, _, string = text.partition("=")
-            modules.append((files.enter_context(_mapped(path)), string))
+            modules.append((files.enter_context(content(path)), string))
         machine = Machine(
-            image,
+            _image(args.image),
             memory=args.memory,
             backing="hugetlb" if args.hugepages else "anonymous",
             format=None if args.format == _AUTO else args.format,
-            cmdline=args.append,
-            initrd=initrd,
+            append=args.append,
+            initrd=args.initrd or None,
             modules=modules,
             load_address=args.load_address,
             mode=Mode(args.mode) if args.mode else None,

@@ -1,6 +1,12 @@
-"""A whole machine: memory, devices, a loaded image, a vCPU, a console, and how it ends."""
+"""A whole machine: memory, devices, a loaded image, vCPU threads, consoles, and how it ends."""
 
 from .console import Console
+from .expect import ScriptConsole
 from .machine import Machine, Outcome
+from .output import Match
+from .shell import CommandResult
+from .threads import VcpuThreads
 
-__all__ = ["Console", "Machine", "Outcome"]
+__all__ = [
+    "CommandResult", "Console", "Machine", "Match", "Outcome", "ScriptConsole", "VcpuThreads",
+]  # fmt: skip
