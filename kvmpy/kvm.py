@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from typing import Any
 
 from . import _native, capabilities, ioctls
@@ -116,16 +117,43 @@ class KVM:
         return ioctls.KVM_GET_VCPU_MMAP_SIZE(self.fileno())
 
     def supported_cpuid(self) -> Cpuid:
-        """KVM_GET_SUPPORTED_CPUID: what KVM can give a guest. E2BIG means: a larger table."""
+        """KVM_GET_SUPPORTED_CPUID: what KVM can give a guest.
+
+        With two bits that kernels before 6.14 leave to the caller: the hypervisor bit, and the TSC
+        deadline timer if KVM_CAP_TSC_DEADLINE_TIMER is there.
+
+        >>> "hypervisor" in kvm.supported_cpuid()
+        True
+        """
+        table = self._cpuid_table(ioctls.KVM_GET_SUPPORTED_CPUID)
+        first = table.get(1)
+        if first is None:
+            return table
+        deadline = self.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
+        return table.with_leaf(replace(first, ecx=first.ecx | 1 << 31 | deadline << 24))
+
+    def emulated_cpuid(self) -> Cpuid:
+        """KVM_GET_EMULATED_CPUID: features the CPU need not have, because KVM's instruction
+        emulator provides them, slowly (KVM API, "4.88 KVM_GET_EMULATED_CPUID").
+
+        Raises UnsupportedError if KVM_CAP_EXT_EMUL_CPUID is missing.
+
+        >>> all(feature in kvm.emulated_cpuid() for feature in kvm.emulated_cpuid().features)
+        True
+        """
+        return self._cpuid_table(ioctls.KVM_GET_EMULATED_CPUID)
+
+    def _cpuid_table(self, ioctl: ioctls.Ioctl) -> Cpuid:
+        """E2BIG means: a larger table."""
         entries = 128
         while True:
             table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
             table.nent = entries
-            result = ioctls.KVM_GET_SUPPORTED_CPUID.raw(self.fileno(), table)
+            result = ioctl.raw(self.fileno(), table)
             if result == 0:
                 return Cpuid._from_c(table)
             if result != -errno.E2BIG or entries >= 1 << 14:
-                raise KvmIoctlError("KVM_GET_SUPPORTED_CPUID", -result, f"{entries} entries")
+                raise ioctl.error(self.fileno(), -result, f"{entries} entries")
             entries *= 2
 
     def msr_indices(self) -> tuple[int, ...]:

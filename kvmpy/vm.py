@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 _lib, _ffi = _native.lib, _native.ffi
 
 _supported_cpuid: list[Cpuid] = []
-_host_cpuids: dict[int, Cpuid] = {}
+_host_cpuids: dict[tuple[int, bool], Cpuid] = {}
 
 
-def host_cpuid(kvm: KVM, vcpu_id: int) -> Cpuid:
+def host_cpuid(kvm: KVM, vcpu_id: int, lapic: bool) -> Cpuid:
     """All that KVM supports, made vCPU ``vcpu_id``'s own.
 
     KVM is asked once per process, and a table is made once per id.
     """
     if not _supported_cpuid:
         _supported_cpuid.append(kvm.supported_cpuid())
-    cpuid = _host_cpuids.get(vcpu_id)
-    if cpuid is None:
-        cpuid = _host_cpuids[vcpu_id] = _supported_cpuid[0].for_vcpu(vcpu_id)
-    return cpuid
+    key = vcpu_id, lapic
+    if key not in _host_cpuids:
+        _host_cpuids[key] = _supported_cpuid[0].for_vcpu(vcpu_id, lapic=lapic)
+    return _host_cpuids[key]
 
 
 class VM(BusMethods):
@@ -156,7 +156,7 @@ class VM(BusMethods):
         if isinstance(cpuid, str):
             if cpuid != "host":
                 raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
-            cpuid = host_cpuid(self._kvm, vcpu_id)
+            cpuid = host_cpuid(self._kvm, vcpu_id, self.has_irqchip)
         vcpu = VCPU(self, vcpu_id, pin)
         # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
         if cpuid is not None:

@@ -6,7 +6,7 @@ Sources: SDM vol. 2 and APM vol. 3, "CPUID"; the hypervisors' documents for leaf
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +83,29 @@ def cpuid(function: int, index: int = 0) -> Registers:
     _lib.shim_cpuid(function, index, registers)
     eax, ebx, ecx, edx = registers
     return eax, ebx, ecx, edx
+
+
+#: Leaves with subleaves, and how many to ask for.
+_SUBLEAVES = {0x4: 16, 0x7: 3, 0xB: 8, 0xD: 64, 0xF: 2, 0x10: 4, 0x12: 4, 0x14: 2, 0x17: 4,
+              0x18: 8, 0x1D: 2, 0x1E: 2, 0x1F: 8, 0x20: 2, 0x24: 2,
+              0x8000_001D: 16, 0x8000_0026: 8}  # fmt: skip
+_HIGHEST_RANGE = 0x100  # leaves of a range: what claims more is not a CPUID range
+
+
+def every_leaf(
+    read: Callable[[int, int], Registers] = cpuid,
+) -> Iterator[tuple[tuple[int, int], Registers]]:
+    """All leaves of this CPU: (function, index) and the registers. ``read`` gives one leaf."""
+    ranges = [0, 0x8000_0000]
+    if read(1, 0)[2] & _HYPERVISOR:
+        ranges.insert(1, 0x4000_0000)
+    for first in ranges:
+        highest = read(first, 0)[0]
+        for function in range(first, min(highest, first + _HIGHEST_RANGE) + 1):
+            for index in range(_SUBLEAVES.get(function, 1)):
+                registers = read(function, index)
+                if index == 0 or any(registers):
+                    yield (function, index), registers
 
 
 def _text(*registers: int) -> str:
