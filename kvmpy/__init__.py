@@ -92,6 +92,9 @@ if TYPE_CHECKING:
         KvmVersionError as KvmVersionError,
     )
     from .errors import (
+        MsrError as MsrError,
+    )
+    from .errors import (
         StillRunningError as StillRunningError,
     )
     from .errors import (
@@ -255,6 +258,7 @@ _WHERE = {
     "KvmUnavailableError": ".errors",
     "KvmVersionError": ".errors",
     "KvmpyError": ".errors",
+    "MsrError": ".errors",
     "StillRunningError": ".errors",
     "UnexpectedExitError": ".errors",
     "UnsupportedError": ".errors",
@@ -306,7 +310,7 @@ _MODES = {
     "PAGED_MODE": "PAGED_32",
     "LONG_MODE": "LONG_64",
 }
-_ROOMS = ("boot", "devices", "guests", "host", "ioctls", "machine", "x86")
+_ROOMS = ("boot", "devices", "guests", "host", "ioctls", "machine", "msrs", "x86")
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 
 

@@ -139,6 +139,29 @@ class KvmIoctlError(KvmpyError, OSError):
         return f"{self.name}{where} failed with {code}{hint}"
 
 
+class MsrError(KvmIoctlError):
+    """KVM refused one MSR of those to be read or written.
+
+    ``index`` is its number, ``msr`` its name (or its number in hex), ``position`` its place among
+    those asked for: the ones before it were read or written. ``value`` is what was to be written,
+    None when reading.
+    """
+
+    def __init__(self, ioctl: str, index: int, msr: str, position: int, value: int | None = None):
+        what = "" if value is None else f" = {value:#x}"
+        super().__init__(ioctl, _errno.EINVAL, f"MSR {msr} ({index:#x}){what}")
+        self.index = index
+        self.msr = msr
+        self.position = position
+        self.value = value
+        self.hint = (
+            "this KVM does not have it, or the CPUID set for the vCPU does not"
+            if value is None
+            else "this KVM does not have it, the CPUID set for the vCPU does not, or the value "
+            "has a bit that may not be set"
+        )
+
+
 class VmDeadError(KvmIoctlError):
     """KVM has marked the VM as dead (``kvm_vm_dead``): nothing but closing it works any more."""
 

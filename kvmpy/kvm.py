@@ -19,6 +19,7 @@ from .errors import (
     KvmUnavailableError,
     KvmVersionError,
 )
+from .msrs import FeatureMsrs
 
 _ffi = _native.ffi
 
@@ -163,6 +164,18 @@ class KVM:
     def feature_msr_indices(self) -> tuple[int, ...]:
         """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize."""
         return self._index_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
+
+    @property
+    def feature_msrs(self) -> FeatureMsrs:
+        """Feature MSRs by number or name: what this host's KVM can virtualize, read only
+        (KVM API, "4.18 KVM_GET_MSRS", on the system descriptor).
+
+        Reading raises UnsupportedError if KVM_CAP_GET_MSR_FEATURES is missing.
+
+        >>> "BIOS_SIGN_ID" in kvm.feature_msrs.names()
+        True
+        """
+        return FeatureMsrs(self)
 
     def _index_list(self, name: str) -> tuple[int, ...]:
         table: Any = _ffi.new("struct kvm_msr_list *", {"indices": 0})

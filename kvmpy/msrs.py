@@ -1,31 +1,21 @@
-"""Model-specific registers of a vCPU, by number or name (KVM API, "4.18 KVM_GET_MSRS")."""
+"""Model-specific registers, by number or name (KVM API, "4.18 KVM_GET_MSRS").
+
+``cpu.msrs`` are a vCPU's, ``kvm.feature_msrs`` the host's. Names: :mod:`kvmpy.msr_names`; what
+values mean: :func:`describe`.
+"""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from . import _native, ioctls
-from .errors import ClosedError, KvmIoctlError
+from .errors import ClosedError, MsrError, UnsupportedError
+
+if TYPE_CHECKING:
+    from .kvm import KVM
 
 _ffi = _native.ffi
-
-#: Names of SDM vol. 4 and APM vol. 2, without IA32_ and MSR_.
-NAMES: dict[str, int] = {
-    "TSC": 0x10, "APIC_BASE": 0x1B, "FEATURE_CONTROL": 0x3A, "TSC_ADJUST": 0x3B,
-    "SPEC_CTRL": 0x48, "MTRRCAP": 0xFE, "ARCH_CAPABILITIES": 0x10A,
-    "SYSENTER_CS": 0x174, "SYSENTER_ESP": 0x175, "SYSENTER_EIP": 0x176,
-    "MISC_ENABLE": 0x1A0, "DEBUGCTL": 0x1D9, "PAT": 0x277, "MTRR_DEF_TYPE": 0x2FF,
-    "TSC_DEADLINE": 0x6E0, "XSS": 0xDA0,
-    "KVM_WALL_CLOCK_NEW": 0x4B564D00, "KVM_SYSTEM_TIME_NEW": 0x4B564D01,
-    "KVM_ASYNC_PF_EN": 0x4B564D02, "KVM_STEAL_TIME": 0x4B564D03, "KVM_PV_EOI_EN": 0x4B564D04,
-    "EFER": 0xC0000080, "STAR": 0xC0000081, "LSTAR": 0xC0000082, "CSTAR": 0xC0000083,
-    "SFMASK": 0xC0000084, "FS_BASE": 0xC0000100, "GS_BASE": 0xC0000101,
-    "KERNEL_GS_BASE": 0xC0000102, "TSC_AUX": 0xC0000103, "TSC_RATIO": 0xC0000104,
-    "SYSCFG": 0xC0010010, "HWCR": 0xC0010015, "VM_CR": 0xC0010114, "VM_HSAVE_PA": 0xC0010117,
-}  # fmt: skip
-_BY_INDEX = {index: name for name, index in NAMES.items()}
 
 #: KVM takes fewer than MAX_IO_MSRS = 256 entries at once.
 CHUNK = 255
@@ -34,27 +24,110 @@ Key = int | str
 
 
 def index_of(key: Key) -> int:
-    """The number of an MSR given by number or name. Raises KeyError for an unknown name."""
+    """The number of an MSR given by number or name. Raises KeyError, with close matches, for an
+    unknown name.
+
+    >>> hex(kvmpy.msrs.index_of("IA32_LSTAR"))
+    '0xc0000082'
+    """
     if isinstance(key, int):
         if not 0 <= key < 1 << 32:
             raise KeyError(f"MSR number {key:#x} is not in 0..2**32-1")
         return key
-    name = key.upper().removeprefix("MSR_").removeprefix("IA32_")
-    try:
-        return NAMES[name]
-    except KeyError:
-        raise KeyError(f"no MSR named {key!r} is known here: use its number") from None
+    from . import msr_names
+
+    index = msr_names.find(key)
+    if index is None:
+        close = msr_names.close_to(key)
+        hint = f": did you mean {' or '.join(close)}?" if close else ": use its number"
+        raise KeyError(f"no MSR named {key!r} is known here{hint}")
+    return index
 
 
 def name_of(index: int) -> str:
-    """The name of an MSR, or its number in hex."""
-    return _BY_INDEX.get(index, f"{index:#x}")
+    """The name of an MSR, or its number in hex.
+
+    >>> kvmpy.msrs.name_of(0x10), kvmpy.msrs.name_of(0x1234)
+    ('TSC', '0x1234')
+    """
+    from . import msr_names
+
+    row = msr_names.table().get(index)
+    return row.name if row else f"{index:#x}"
 
 
-class Msrs:
+def names() -> tuple[str, ...]:
+    """All names known here, by number.
+
+    >>> kvmpy.msrs.names()[0]
+    'P5_MC_ADDR'
+    """
+    from . import msr_names
+
+    return tuple(row.name for _, row in sorted(msr_names.table().items()))
+
+
+def describe(key: Key, value: int) -> str:
+    """An MSR and its value as text: the flags of EFER, the selectors of STAR, the memory types
+    of PAT ... and of others the number.
+
+    >>> kvmpy.msrs.describe("EFER", 0xD01)
+    'EFER 0xd01: SCE LME LMA NXE'
+    """
+    from .msr_values import meaning
+
+    index = index_of(key)
+    text = meaning(index, value)
+    return f"{name_of(index)} {value:#x}" + (f": {text}" if text else "")
+
+
+class _Reader:
+    """Reads MSRs through KVM_GET_MSRS on some descriptor."""
+
+    __slots__ = ()
+
+    def _fd(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, key: Key) -> int:
+        index = index_of(key)
+        return self.read([index])[index]
+
+    def read(self, keys: Iterable[Key]) -> dict[int, int]:
+        """Values by number, in the order given. Raises MsrError for one that KVM refuses.
+
+        >>> cpu.msrs.read(["EFER", 0x1B]).keys() == {0xC0000080, 0x1B}
+        True
+        """
+        result: dict[int, int] = {}
+        wanted = [index_of(key) for key in keys]
+        for at in range(0, len(wanted), CHUNK):
+            table = _table([(index, 0) for index in wanted[at : at + CHUNK]])
+            done = ioctls.KVM_GET_MSRS(self._fd(), table)
+            # The result is how many were processed: fewer is no errno, but tells the one refused.
+            if done < table.nmsrs:
+                index = wanted[at + done]
+                raise MsrError("KVM_GET_MSRS", index, name_of(index), at + done)
+            result.update((entry.index, entry.data) for entry in table.entries)
+        return result
+
+    def describe(self, key: Key) -> str:
+        """One of them with its value, as text.
+
+        >>> cpu.msrs.describe("PAT")
+        'PAT 0x7040600070406: WB WT UC- UC WB WT UC- UC'
+        """
+        return describe(key, self[key])
+
+
+class Msrs(_Reader):
     """``cpu.msrs["LSTAR"]``, ``cpu.msrs[0x10] = 0``; :meth:`read` and :meth:`write` in bulk.
 
-    An MSR that KVM refuses raises KvmIoctlError naming it.
+    An MSR that KVM refuses raises MsrError, which names it.
+
+    >>> cpu.msrs["LSTAR"] = 0x1000
+    >>> cpu.msrs[0xC0000082]
+    4096
     """
 
     __slots__ = ("_settled_fd",)
@@ -62,31 +135,25 @@ class Msrs:
     def __init__(self, fd: Callable[[], Callable[[], int] | None]):
         self._settled_fd = fd  # weak: a vCPU that nobody holds is to go at once
 
-    def __getitem__(self, key: Key) -> int:
-        index = index_of(key)
-        return self.read([index])[index]
-
     def __setitem__(self, key: Key, value: int) -> None:
         self.write({key: value})
 
-    def read(self, keys: Iterable[Key]) -> dict[int, int]:
-        """Values by number."""
-        result: dict[int, int] = {}
-        wanted = [index_of(key) for key in keys]
-        for at in range(0, len(wanted), CHUNK):
-            table = _table([(index, 0) for index in wanted[at : at + CHUNK]])
-            self._transfer(ioctls.KVM_GET_MSRS, table)
-            result.update((entry.index, entry.data) for entry in table.entries)
-        return result
-
     def write(self, values: Mapping[int, int] | Mapping[str, int] | Mapping[Key, int]) -> None:
-        """Set all, in order. Those before a refused one are set."""
+        """Set all, in order. Those before a refused one are set. Raises MsrError for that one,
+        ValueError, before anything is written, for a value that is not in 0..2**64-1.
+
+        >>> cpu.msrs.write({"STAR": 0x23_0010 << 32, "LSTAR": 0x1000})
+        """
         items = [(index_of(key), value) for key, value in values.items()]
         for index, value in items:
             if not 0 <= value < 1 << 64:
                 raise ValueError(f"MSR {name_of(index)} = {value:#x}: not in 0..2**64-1")
         for at in range(0, len(items), CHUNK):
-            self._transfer(ioctls.KVM_SET_MSRS, _table(items[at : at + CHUNK]))
+            table = _table(items[at : at + CHUNK])
+            done = ioctls.KVM_SET_MSRS(self._fd(), table)
+            if done < table.nmsrs:
+                index, value = items[at + done]
+                raise MsrError("KVM_SET_MSRS", index, name_of(index), at + done, value)
 
     def _fd(self) -> int:
         settled_fd = self._settled_fd()
@@ -94,18 +161,49 @@ class Msrs:
             raise ClosedError("the vCPU is gone")
         return settled_fd()
 
-    def _transfer(self, ioctl: ioctls.Ioctl, table: Any) -> None:
-        # The result is how many were processed: fewer is no errno, but names the one refused.
-        done = ioctl(self._fd(), table)
-        if done < table.nmsrs:
-            refused = table.entries[done]
-            raise KvmIoctlError(
-                ioctl.name,
-                errno.EINVAL,
-                f"MSR {name_of(refused.index)} ({refused.index:#x}) = {refused.data:#x}"
-                if "SET" in ioctl.name
-                else f"MSR {name_of(refused.index)} ({refused.index:#x})",
+
+class FeatureMsrs(_Reader):
+    """``kvm.feature_msrs["ARCH_CAPABILITIES"]``; iteration gives the numbers that KVM lists.
+
+    Reading raises MsrError for one that is no feature MSR, UnsupportedError if
+    KVM_CAP_GET_MSR_FEATURES is missing.
+
+    >>> len(kvm.feature_msrs.read(kvm.feature_msrs)) == len(kvm.feature_msr_indices())
+    True
+    """
+
+    __slots__ = ("_kvm",)
+
+    def __init__(self, kvm: KVM):
+        self._kvm = kvm
+
+    def __iter__(self) -> Iterator[int]:
+        self._fd()
+        return iter(self._kvm.feature_msr_indices())
+
+    def names(self) -> tuple[str, ...]:
+        """The names of those that KVM lists.
+
+        >>> kvm.feature_msrs.names() == tuple(kvmpy.msrs.name_of(i) for i in kvm.feature_msrs)
+        True
+        """
+        return tuple(name_of(index) for index in self)
+
+    def _fd(self) -> int:
+        if not self._kvm.check_extension("KVM_CAP_GET_MSR_FEATURES"):
+            raise UnsupportedError(
+                "this KVM has no feature MSRs to read: KVM_CAP_GET_MSR_FEATURES is missing "
+                "(Linux 4.17 and later have it)",
+                "KVM_CAP_GET_MSR_FEATURES",
             )
+        return self._kvm.fileno()
+
+    def __repr__(self) -> str:
+        try:
+            values = self.read(self)
+        except (ClosedError, UnsupportedError) as error:
+            return f"<feature MSRs: {error}>"
+        return "\n".join(["<feature MSRs", *(describe(*item) for item in values.items())]) + ">"
 
 
 def _table(items: list[tuple[int, int]]) -> Any:
