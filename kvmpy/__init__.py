@@ -32,10 +32,25 @@ if TYPE_CHECKING:
         Leaf as Leaf,
     )
     from .devices import (
+        I8042 as I8042,
+    )
+    from .devices import (
         DebugConsole as DebugConsole,
     )
     from .devices import (
         PostPort as PostPort,
+    )
+    from .devices import (
+        PowerManagement as PowerManagement,
+    )
+    from .devices import (
+        PvPanic as PvPanic,
+    )
+    from .devices import (
+        ResetControl as ResetControl,
+    )
+    from .devices import (
+        Rtc as Rtc,
     )
     from .devices import (
         Sink as Sink,
@@ -128,7 +143,13 @@ if TYPE_CHECKING:
         FailEntry as FailEntry,
     )
     from .exits import (
+        GuestCrashLoaded as GuestCrashLoaded,
+    )
+    from .exits import (
         GuestException as GuestException,
+    )
+    from .exits import (
+        GuestPanic as GuestPanic,
     )
     from .exits import (
         Hlt as Hlt,
@@ -170,7 +191,13 @@ if TYPE_CHECKING:
         OtherExit as OtherExit,
     )
     from .exits import (
+        PowerOff as PowerOff,
+    )
+    from .exits import (
         Rdmsr as Rdmsr,
+    )
+    from .exits import (
+        Reset as Reset,
     )
     from .exits import (
         SetTpr as SetTpr,
@@ -239,7 +266,12 @@ _WHERE = {
     "Cpuid": ".cpuid",
     "Leaf": ".cpuid",
     "DebugConsole": ".devices",
+    "I8042": ".devices",
     "PostPort": ".devices",
+    "PowerManagement": ".devices",
+    "PvPanic": ".devices",
+    "ResetControl": ".devices",
+    "Rtc": ".devices",
     "Sink": ".devices",
     "Uart": ".devices",
     "AsmError": ".errors",
@@ -270,7 +302,9 @@ _WHERE = {
     "Exit": ".exits",
     "ExitLimit": ".exits",
     "FailEntry": ".exits",
+    "GuestCrashLoaded": ".exits",
     "GuestException": ".exits",
+    "GuestPanic": ".exits",
     "Hlt": ".exits",
     "Hypercall": ".exits",
     "InternalError": ".exits",
@@ -284,7 +318,9 @@ _WHERE = {
     "MmioWrite": ".exits",
     "Notify": ".exits",
     "OtherExit": ".exits",
+    "PowerOff": ".exits",
     "Rdmsr": ".exits",
+    "Reset": ".exits",
     "SetTpr": ".exits",
     "Shutdown": ".exits",
     "SystemEvent": ".exits",

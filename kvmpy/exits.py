@@ -2,7 +2,8 @@
 
 One frozen dataclass per exit reason of KVM (KVM API, "5. The kvm_run structure"), and a few for
 what the host itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimit`,
-:class:`DebugExit`.
+:class:`DebugExit`. What the guest asks of its machine comes from the devices that it asks
+(``kvmpy.devices.platform``): :class:`Reset`, :class:`PowerOff`, :class:`GuestPanic`.
 
     match cpu.run(timeout=1.0):
         case IoOut(port=0xE9, data=data): ...
@@ -340,6 +341,44 @@ class DebugExit(Exit):
 
     resumable: ClassVar[bool] = False
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset(Exit):
+    """The guest resets its machine.
+
+    ``source``: "i8042" for the keyboard controller's reset line, "reset-control" for port 0xCF9,
+    which is ACPI's reset register too.
+    """
+
+    resumable: ClassVar[bool] = False
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOff(Exit):
+    """The guest turns its machine off. ``source``: "acpi", sleep state S5."""
+
+    resumable: ClassVar[bool] = False
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPanic(Exit):
+    """The guest's kernel has panicked, and says so. ``source``: "pvpanic".
+
+    What it does next, such as resetting the machine, it does in another run.
+    """
+
+    resumable: ClassVar[bool] = False
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCrashLoaded(Exit):
+    """The guest's kernel has panicked, and its crash kernel takes over. ``source``: "pvpanic"."""
+
+    source: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,14 @@ def headline(exit: exits.Exit) -> str:
             return "the run was ended by a signal" if exit.signal else "the run was ended by a kick"
         case exits.DebugExit():
             return f"the guest ended with status {exit.status}"
+        case exits.Reset():
+            return f"the guest reset its machine ({exit.source})"
+        case exits.PowerOff():
+            return f"the guest turned its machine off ({exit.source})"
+        case exits.GuestPanic():
+            return f"the guest's kernel panicked ({exit.source})"
+        case exits.GuestCrashLoaded():
+            return f"the guest's kernel panicked, its crash kernel goes on ({exit.source})"
         case _:
             return f"the guest exited: {exit!r}"
 

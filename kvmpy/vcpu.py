@@ -39,6 +39,15 @@ _DEBUG_EXIT: int = _lib.SHIM_DEBUG_EXIT
 _SINK_ERROR: int = _lib.SHIM_SINK_ERROR
 _CLOSED: int = _lib.SHIM_CLOSED
 _BUSY: int = _lib.SHIM_BUSY
+_SYSTEM: int = _lib.SHIM_SYSTEM
+
+_SYSTEM_EXITS: dict[int, Exit] = {
+    _lib.SHIM_RESET_I8042: exits.Reset("i8042"),
+    _lib.SHIM_RESET_CONTROL: exits.Reset("reset-control"),
+    _lib.SHIM_POWER_OFF_ACPI: exits.PowerOff("acpi"),
+    _lib.SHIM_PANICKED: exits.GuestPanic("pvpanic"),
+    _lib.SHIM_CRASH_LOADED: exits.GuestCrashLoaded("pvpanic"),
+}
 
 _UNLIMITED = (1 << 64) - 1
 _LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
@@ -241,6 +250,8 @@ class VCPU:
             return exits.ExitLimit()
         if stop == _DEBUG_EXIT:
             return exits.DebugExit(value)
+        if stop == _SYSTEM:
+            return _SYSTEM_EXITS[value]
         if stop == _SINK_ERROR:
             raise OSError(value, os.strerror(value))
         if stop == _CLOSED:

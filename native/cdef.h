@@ -13,6 +13,12 @@
 #define SHIM_ERROR ...
 #define SHIM_CLOSED ...
 #define SHIM_BUSY ...
+#define SHIM_SYSTEM ...
+#define SHIM_RESET_I8042 ...
+#define SHIM_RESET_CONTROL ...
+#define SHIM_POWER_OFF_ACPI ...
+#define SHIM_PANICKED ...
+#define SHIM_CRASH_LOADED ...
 #define SHIM_OWNER_DEVICE ...
 #define SHIM_OWNER_COUNTER ...
 #define SHIM_OWNER_RING ...
@@ -46,7 +52,12 @@ unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned
                            int space_eventfd);
 unsigned shim_uart_backlog(struct shim_uart *uart);
 
-struct shim_device { ...; };
+struct shim_vcpu;
+struct shim_device {
+    int (*access)(struct shim_device *device, struct shim_vcpu *vcpu, uint64_t offset,
+                  uint8_t *data, unsigned size, bool is_write);
+    ...;
+};
 struct shim_device *shim_debugcon_new(struct shim_sink *sink);
 struct shim_device *shim_debug_exit_new(void);
 struct shim_post { uint64_t writes; uint8_t last; ...; };
@@ -75,6 +86,29 @@ unsigned shim_virtio_queues(const struct virtio_device *device);
 void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
 int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,
                        bool is_write);
+
+struct shim_i8042;
+struct shim_i8042 *shim_i8042_new(void);
+void shim_i8042_free(struct shim_i8042 *i8042);
+struct shim_device *shim_i8042_data(struct shim_i8042 *i8042);
+struct shim_device *shim_i8042_command(struct shim_i8042 *i8042);
+
+struct shim_pm;
+struct shim_pm *shim_pm_new(void);
+void shim_pm_free(struct shim_pm *pm);
+void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
+bool shim_pm_press_power_button(struct shim_pm *pm);
+
+struct shim_device *shim_reset_control_new(void);
+struct shim_device *shim_pvpanic_new(void);
+
+struct shim_rtc;
+struct shim_rtc *shim_rtc_new(void);
+void shim_rtc_free(struct shim_rtc *rtc);
+void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
+int64_t shim_rtc_offset(struct shim_rtc *rtc);
+int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
+void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 struct shim_record { uint64_t address, value, size, tsc; };
 struct shim_report { uint64_t handler, address, size, is_write, value; };

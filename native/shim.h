@@ -9,6 +9,8 @@
  *   sink.c      where a device's output bytes go
  *   uart.c      16550A
  *   ports.c     debug console, debug exit, POST port
+ *   platform.c  i8042, ACPI PM1a, reset control, panic port
+ *   rtc.c       MC146818A
  *   vcpu.c      a vCPU's file descriptor, its mapping and its life
  *
  * Nothing here knows Python. Every function that can fail returns a negative errno.
@@ -42,8 +44,17 @@ enum shim_stop {
 	SHIM_ERROR = 14,      /* KVM_RUN failed with -report.value */
 	SHIM_CLOSED = 15,     /* the vCPU was closed, by another thread or by a handler */
 	SHIM_BUSY = 16,       /* refused: a run is under way; nothing of it was touched */
+	SHIM_SYSTEM = 17,     /* the guest ended the machine: report.value is an enum shim_system */
 };
 #define SHIM_CONTINUE (-1) /* from a device: handled, go on */
+
+enum shim_system {
+	SHIM_RESET_I8042 = 1,
+	SHIM_RESET_CONTROL = 2, /* port 0xcf9, which is ACPI's reset register too */
+	SHIM_POWER_OFF_ACPI = 3,
+	SHIM_PANICKED = 4,
+	SHIM_CRASH_LOADED = 5,
+};
 
 enum shim_owner { SHIM_OWNER_DEVICE, SHIM_OWNER_COUNTER, SHIM_OWNER_RING, SHIM_OWNER_PYTHON };
 
@@ -144,6 +155,38 @@ struct shim_post {
 };
 struct shim_post *shim_post_new(void);
 void shim_device_free(struct shim_device *device);
+
+/* A device's interrupt: a line of the in-kernel irqchip, or an eventfd, or nothing. */
+struct shim_line {
+	int vm_fd, eventfd; /* -1 */
+	uint32_t gsi;
+	bool level;
+};
+void shim_line_init(struct shim_line *line);
+void shim_line_set(struct shim_line *line, bool level);
+
+struct shim_i8042;
+struct shim_i8042 *shim_i8042_new(void);
+void shim_i8042_free(struct shim_i8042 *i8042);
+struct shim_device *shim_i8042_data(struct shim_i8042 *i8042);
+struct shim_device *shim_i8042_command(struct shim_i8042 *i8042);
+
+struct shim_pm;
+struct shim_pm *shim_pm_new(void);
+void shim_pm_free(struct shim_pm *pm);
+void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
+bool shim_pm_press_power_button(struct shim_pm *pm);
+
+struct shim_device *shim_reset_control_new(void);
+struct shim_device *shim_pvpanic_new(void);
+
+struct shim_rtc;
+struct shim_rtc *shim_rtc_new(void);
+void shim_rtc_free(struct shim_rtc *rtc);
+void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
+int64_t shim_rtc_offset(struct shim_rtc *rtc);
+int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
+void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 /* ------------------------------------------------------------------ run.c, vcpu.c */
 

@@ -1,7 +1,20 @@
-"""Devices answered in C: the Python faces of native/uart.c and native/ports.c."""
+"""Devices answered in C: the Python faces of native/uart.c, ports.c, platform.c and rtc.c."""
 
+from .platform import I8042, PowerManagement, PvPanic, ResetControl
 from .ports import DebugConsole, DebugExit, PostPort
+from .rtc import Rtc
 from .sink import Sink
 from .uart import Uart
 
-__all__ = ["DebugConsole", "DebugExit", "PostPort", "Sink", "Uart"]
+__all__ = [
+    "I8042",
+    "DebugConsole",
+    "DebugExit",
+    "PostPort",
+    "PowerManagement",
+    "PvPanic",
+    "ResetControl",
+    "Rtc",
+    "Sink",
+    "Uart",
+]

@@ -31,13 +31,40 @@ LAPIC_BASE: Final = 0xFEE0_0000  # reset value of IA32_APIC_BASE
 IDENTITY_MAP: Final = 0xFFFB_C000
 TSS_ADDR: Final = 0xFFFB_D000
 
+# KVM_IOAPIC_NUM_PINS. Pin n is global system interrupt n, and ISA's IRQ n, the timer's included:
+# that is KVM's default routing (KVM_SET_GSI_ROUTING); a PC has the timer at pin 2.
+IOAPIC_PINS: Final = 24
+PIT_IRQ: Final = 0
+
+# virtio-mmio devices, one page each: clear of RAM, which ends at 3 GiB, and of the APICs. GSIs 16
+# to 23 have no ISA line, so nothing presumes how they are triggered; then the ISA lines that no
+# device here uses. An interrupt of its own for each: edges cannot be shared.
+VIRTIO_MMIO_BASE: Final = 0xD000_0000
+VIRTIO_MMIO_SIZE: Final = 0x1000
+VIRTIO_MMIO_GSIS: Final = (*range(16, IOAPIC_PINS), 5, 6, 7, 10, 11, 12, 14, 15)
+
+# Where a PC's firmware keeps its tables, and kernels that are not told look for them: within the
+# low hole, so RAM that every memory map calls reserved.
+FIRMWARE_TABLES: Final = 0xE_0000  # ACPI, RSDP first; to 0xeffff
+MP_TABLE: Final = 0xF_0000  # the MP specification's "BIOS ROM address space"; to 0xfffff
+FIRMWARE_TABLES_END: Final = 0x10_0000
+
 # --- platform: I/O ports ------------------------------------------------------------------------
+I8042_DATA_PORT: Final = 0x60
+I8042_COMMAND_PORT: Final = 0x64
+RTC_PORT: Final = 0x70  # index; data at 0x71
+RTC_CENTURY: Final = 0x32  # CMOS register of the century, as the FADT says
+RTC_IRQ: Final = 8
+SCI_IRQ: Final = 9  # ACPI's interrupt, as on every PC: level-triggered
 POST_PORT: Final = 0x80  # power-on self-test codes
 DEBUGCON_PORT: Final = 0xE9  # one character per OUT, as in Bochs and QEMU's isa-debugcon
 DEBUG_EXIT_PORT: Final = 0xF4  # ends the run with the value written, as QEMU's isa-debug-exit
 EXCEPTION_PORT: Final = 0xF5  # written by the exception stubs below; no PC device decodes it
 COM1_PORT: Final = 0x3F8
 COM1_IRQ: Final = 4
+PVPANIC_PORT: Final = 0x505  # as in QEMU
+ACPI_PM_PORT: Final = 0x600  # PM1a event block (4 bytes), PM1a control block (2 bytes)
+RESET_CONTROL_PORT: Final = 0xCF9  # Intel chipsets' reset control register
 
 # --- exception and landing stubs ----------------------------------------------------------------
 # One 8-byte slot each, the same bytes in 16-, 32- and 64-bit code:

@@ -1,0 +1,104 @@
+"""The devices that end a machine: i8042, ACPI PM1a, reset control, panic port (native/platform.c).
+
+The run in which the guest touched one ends with Reset, PowerOff, GuestPanic or GuestCrashLoaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _native
+from .ports import _owned
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class _Port:
+    """One of several port ranges of a device, which it keeps alive."""
+
+    def __init__(self, owner: object, device: Any, length: int):
+        self._owner, self._device, self.length = owner, device, length
+
+
+class I8042:
+    """The AT's keyboard controller, without keyboard and mouse.
+
+    It answers what a kernel asks while it probes, without delay, and ends the run with
+    Reset("i8042") when the guest pulses the reset line: Linux with ``reboot=k``, or without ACPI.
+
+    >>> i8042 = kvmpy.I8042()
+    >>> vm.attach(i8042.data, 0x60)
+    >>> vm.attach(i8042.command, 0x64)
+    """
+
+    def __init__(self) -> None:
+        i8042 = _lib.shim_i8042_new()
+        if i8042 == _ffi.NULL:
+            raise MemoryError("no memory for a keyboard controller")
+        self._i8042 = _ffi.gc(i8042, _lib.shim_i8042_free)
+        #: Port 0x60.
+        self.data = _Port(self._i8042, _lib.shim_i8042_data(i8042), 1)
+        #: Port 0x64.
+        self.command = _Port(self._i8042, _lib.shim_i8042_command(i8042), 1)
+
+
+class PowerManagement:
+    """ACPI's fixed hardware: the PM1a event block (status, enable) and control block, six ports.
+
+    Sleep state S5 ends the run with PowerOff("acpi"). ``kvmpy.boot.acpi`` has the tables that
+    tell a guest of it (ACPI Specification, "ACPI Register Model").
+
+    >>> vm.attach(kvmpy.PowerManagement(), 0x600)
+    """
+
+    length = 6
+
+    def __init__(self) -> None:
+        pm = _lib.shim_pm_new()
+        if pm == _ffi.NULL:
+            raise MemoryError("no memory for the ACPI registers")
+        self._pm = _ffi.gc(pm, _lib.shim_pm_free)
+        self._device = _ffi.cast("struct shim_device *", self._pm)
+
+    def press_power_button(self) -> bool:
+        """Ask the guest to shut down, from any thread. False if it does not listen (yet): then
+        nothing comes of it until it does.
+
+        >>> kvmpy.PowerManagement().press_power_button()
+        False
+        """
+        return bool(_lib.shim_pm_press_power_button(self._pm))
+
+    def connect_line(self, vm_fd: int, gsi: int) -> None:
+        """Raise the SCI through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip."""
+        _lib.shim_pm_connect_line(self._pm, vm_fd, gsi)
+
+    def disconnect(self) -> None:
+        """No interrupt any more."""
+        _lib.shim_pm_connect_line(self._pm, -1, 0)
+
+
+class ResetControl:
+    """Intel chipsets' reset control register, one port, by custom 0xCF9: a write with bit 2 set
+    ends the run with Reset("reset-control").
+
+    >>> vm.attach(kvmpy.ResetControl(), 0xCF9)
+    """
+
+    length = 1
+
+    def __init__(self) -> None:
+        self._device = _owned(_lib.shim_reset_control_new())
+
+
+class PvPanic:
+    """QEMU's panic event device, one port, by custom 0x505: a guest's kernel that panics ends the
+    run with GuestPanic("pvpanic"), or GuestCrashLoaded("pvpanic") if a crash kernel takes over.
+
+    >>> vm.attach(kvmpy.PvPanic(), 0x505)
+    """
+
+    length = 1
+
+    def __init__(self) -> None:
+        self._device = _owned(_lib.shim_pvpanic_new())

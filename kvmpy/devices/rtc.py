@@ -1,0 +1,64 @@
+"""MC146818A real-time clock with CMOS memory (native/rtc.c)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .. import _native
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class Rtc:
+    """The AT's clock and CMOS memory: two ports, index and data, by custom 0x70 and 0x71.
+
+    It shows the host's time in UTC. The guest may set it: the host's stays as it is, and
+    ``offset`` tells the difference. Alarm, periodic and update interrupts work once connected.
+
+    ``low_memory`` and ``high_memory``: RAM below and above 4 GiB in bytes, for the registers in
+    which firmware leaves them (both 0: unknown).
+
+    >>> vm.attach(kvmpy.Rtc(low_memory=16 << 20), 0x70)
+    """
+
+    length = 2
+
+    def __init__(self, low_memory: int = 0, high_memory: int = 0) -> None:
+        rtc = _lib.shim_rtc_new()
+        if rtc == _ffi.NULL:
+            raise MemoryError("no memory for a clock")
+        self._rtc: Any = _ffi.gc(rtc, _lib.shim_rtc_free)
+        self._device = _ffi.cast("struct shim_device *", self._rtc)
+        _lib.shim_rtc_set_memory(self._rtc, low_memory, high_memory)
+
+    @property
+    def offset(self) -> int:
+        """Seconds by which the guest's clock is ahead of the host's.
+
+        >>> kvmpy.Rtc().offset
+        0
+        """
+        offset: int = _lib.shim_rtc_offset(self._rtc)
+        return offset
+
+    def connect_line(self, vm_fd: int, gsi: int) -> None:
+        """Interrupt through KVM_IRQ_LINE, on line ``gsi`` of the in-kernel irqchip.
+
+        It takes a thread, which sleeps while the guest wants no interrupt. Raises OSError when
+        there can be none.
+        """
+        self._connect(vm_fd, gsi, -1)
+
+    def connect_eventfd(self, eventfd: int) -> None:
+        """Interrupt through an eventfd that an irqfd listens to. See :meth:`connect_line`."""
+        self._connect(-1, 0, eventfd)
+
+    def _connect(self, vm_fd: int, gsi: int, eventfd: int) -> None:
+        error = _lib.shim_rtc_connect(self._rtc, vm_fd, gsi, eventfd)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def disconnect(self) -> None:
+        """No interrupt any more."""
+        _lib.shim_rtc_disconnect(self._rtc)

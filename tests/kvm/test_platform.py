@@ -1,0 +1,176 @@
+"""The platform's devices with a guest: what it asks of its machine ends the run, in C."""
+
+import datetime
+
+import pytest
+
+import kvmpy
+from kvmpy.x86 import layout
+
+
+@pytest.fixture
+def platform(vm):
+    """All of them, where a PC has them."""
+    i8042 = kvmpy.I8042()
+    vm.attach(i8042.data, layout.I8042_DATA_PORT)
+    vm.attach(i8042.command, layout.I8042_COMMAND_PORT)
+    vm.attach(kvmpy.Rtc(), layout.RTC_PORT)
+    vm.attach(kvmpy.PvPanic(), layout.PVPANIC_PORT)
+    vm.attach(kvmpy.PowerManagement(), layout.ACPI_PM_PORT)
+    vm.attach(kvmpy.ResetControl(), layout.RESET_CONTROL_PORT)
+    return vm
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("mov al, 0xfe; out 0x64, al", kvmpy.Reset("i8042")),
+        ("mov dx, 0xcf9; mov al, 0x06; out dx, al", kvmpy.Reset("reset-control")),
+        ("mov dx, 0x604; mov ax, 0x3400; out dx, ax", kvmpy.PowerOff("acpi")),
+        ("mov dx, 0x505; mov al, 1; out dx, al", kvmpy.GuestPanic("pvpanic")),
+        ("mov dx, 0x505; mov al, 2; out dx, al", kvmpy.GuestCrashLoaded("pvpanic")),
+    ],
+)
+def test_the_guest_ends_its_machine(start, platform, code, expected):
+    """Each request is an exit of its own kind, seen once; a further run goes on behind it."""
+    cpu = start(f"{code}; out 0x10, al; hlt")
+    assert cpu.run(timeout=10) == expected
+    assert isinstance(cpu.run(timeout=10), kvmpy.IoOut)
+    assert cpu.explain(expected).startswith("the guest")
+
+
+def test_iteration_ends_with_the_machine(start, platform):
+    """`for exit in cpu` ends with a power-off; after a crash kernel has taken over it goes on."""
+    cpu = start("mov dx, 0x505; mov al, 2; out dx, al; mov dx, 0x604; mov ax, 0x3400; out dx, ax")
+    assert list(cpu) == [kvmpy.GuestCrashLoaded("pvpanic"), kvmpy.PowerOff("acpi")]
+
+
+def test_requests_in_a_string_instruction(start, platform):
+    """REP OUTSB to the reset line: the first byte that resets ends the run."""
+    code = """
+        lea rsi, [rip + bytes]
+        mov dx, 0x64
+        mov ecx, 3
+        rep outsb
+        hlt
+    bytes:
+        .byte 0xae, 0xfe, 0xae
+    """
+    assert start(code).run(timeout=10) == kvmpy.Reset("i8042")
+
+
+def test_reads_the_clock(start, platform):
+    """The date as a boot loader reads it: index out, data in."""
+    code = "xor eax, eax; " + "".join(
+        f"mov al, {index}; out 0x70, al; in al, 0x71; mov [0x2000 + {place}], al; "
+        for place, index in enumerate((0x32, 9, 8, 7))
+    )
+    before = datetime.datetime.now(datetime.UTC).date()
+    start(code + "hlt").expect(kvmpy.Hlt, timeout=10)
+    century, year, month, day = (int(f"{byte:02x}") for byte in platform.memory.read(0x2000, 4))
+    shown = datetime.date(century * 100 + year, month, day)
+    assert before <= shown <= datetime.datetime.now(datetime.UTC).date()
+
+
+def test_pvpanic_features(start, platform):
+    cpu = start("mov dx, 0x505; in al, dx; movzx ebx, al; hlt")
+    cpu.expect(kvmpy.Hlt, timeout=10)
+    assert cpu.regs.rbx == 0x03
+
+
+@pytest.fixture
+def irqchip_vm():
+    """A VM with KVM's interrupt controllers and PIT."""
+    with kvmpy.VM("16M", irqchip=True, pit=True) as vm:
+        yield vm
+
+
+def value_out(vm, code):
+    """Run `code` until it writes to port 0x10; the value it wrote."""
+    vm.load(kvmpy.asm(code, 64, org=0x1000), at=0x1000)
+    cpu = vm.vcpu()
+    cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+    return cpu.expect(kvmpy.IoOut, timeout=20).value
+
+
+# ICW1 to ICW4 of the second PIC, which takes interrupt requests only then.
+INIT_PIC = """
+    mov al, 0x11
+    out 0xa0, al
+    mov al, 0x28
+    out 0xa1, al
+    mov al, 2
+    out 0xa1, al
+    mov al, 1
+    out 0xa1, al
+"""
+# OCW3: read the interrupt request register; IRQ 8 to 15 are the second PIC's.
+WAIT_FOR_IRQ = """
+    mov al, 0x0a
+    out 0xa0, al
+again:
+    in al, 0xa0
+    test al, {mask}
+    jz again
+    out 0x10, al
+    hlt
+"""
+
+
+def test_rtc_interrupt_line(irqchip_vm):
+    """The periodic interrupt reaches line 8 of KVM's own PIC."""
+    vm = irqchip_vm
+    rtc = kvmpy.Rtc()
+    rtc.connect_line(vm.fileno(), layout.RTC_IRQ)
+    vm.attach(rtc, layout.RTC_PORT)
+    start = "mov ax, 0x420b; out 0x70, ax;"
+    assert value_out(vm, INIT_PIC + start + WAIT_FOR_IRQ.format(mask=1)) & 1
+
+
+def test_power_button_line(irqchip_vm):
+    """The button raises the SCI once the guest has enabled it; a cleared status lowers it."""
+    vm = irqchip_vm
+    pm = kvmpy.PowerManagement()
+    pm.connect_line(vm.fileno(), layout.SCI_IRQ)
+    vm.attach(pm, layout.ACPI_PM_PORT)
+    assert not pm.press_power_button()
+    enable = "mov dx, 0x602; mov ax, 0x100; out dx, ax;"
+    assert value_out(vm, INIT_PIC + enable + WAIT_FOR_IRQ.format(mask=2)) & 2
+
+
+def test_closing_the_vm_disconnects(irqchip_vm):
+    """The devices outlive the VM whose lines they drove."""
+    vm = irqchip_vm
+    rtc, pm = kvmpy.Rtc(), kvmpy.PowerManagement()
+    rtc.connect_line(vm.fileno(), layout.RTC_IRQ)
+    pm.connect_line(vm.fileno(), layout.SCI_IRQ)
+    vm.attach(rtc, layout.RTC_PORT)
+    vm.attach(pm, layout.ACPI_PM_PORT)
+    vm.close()
+    assert pm.press_power_button() is False
+    assert rtc.offset == 0
+
+
+def test_pit_gate_of_channel_2(irqchip_vm):
+    """Port 0x61 is KVM's: bit 5 shows channel 2's output, by which kernels measure the TSC."""
+    code = """
+        in al, 0x61
+        and al, 0xfc
+        out 0x61, al
+        mov al, 0xb0
+        out 0x43, al
+        mov al, 0xff
+        out 0x42, al
+        mov al, 0x01
+        out 0x42, al
+        in al, 0x61
+        or al, 1
+        out 0x61, al
+    count:
+        in al, 0x61
+        test al, 0x20
+        jz count
+        out 0x10, al
+        hlt
+    """
+    assert value_out(irqchip_vm, code) & 0x20
