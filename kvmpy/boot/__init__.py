@@ -1,7 +1,8 @@
 """Boot protocols: an image becomes loaded guest memory and an entry state.
 
 One module per protocol (`flat`, `elf`, `multiboot`, `pvh`, `linux`), one for the memory map that
-three of them hand to the guest (`e820`), and two that all share (`image`, `placement`).
+three of them hand to the guest (`e820`), two that all share (`image`, `placement`); and the tables
+that tell a kernel of its machine (`acpi` with `aml`, `mptable`).
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def load(
     modules: Iterable[ModuleLike] = (),
     load_address: int | None = None,
     mode: Mode | None = None,
+    acpi_rsdp: int | None = None,
+    rng_seed: bytes = b"",
 ) -> LoadedImage:
     """Load a bootable image into guest memory.
 
@@ -116,6 +119,10 @@ def load(
         modules: boot modules for "multiboot" and "pvh", each bytes-like or (bytes-like, string).
         load_address: guest-physical address, for "flat" only.
         mode: CPU mode of a "flat" or "elf" image; the others define theirs.
+        acpi_rsdp: gpa of the RSDP that `kvmpy.boot.acpi.build_acpi` has written; None without
+            ACPI. "linux" and "pvh" hand it over, other kernels look for it; the tables' area is
+            kept free of the image.
+        rng_seed: random bytes for the kernel's generator, for "linux" only; 32 are usual.
 
     Raises:
         ImageError: anything wrong with image, initrd, modules or command line; the message names
@@ -136,6 +143,8 @@ def load(
             ),
             load_address=load_address,
             mode=mode,
+            acpi_rsdp=acpi_rsdp,
+            rng_seed=rng_seed,
         )
         if format is None:
             format = _detect(request.image)

@@ -216,7 +216,7 @@ def load(request: Request) -> LoadedImage:
     request.refuse_load_address(FORMAT)
     elf = parse(request.image)
     mode = request.mode or (Mode.PROTECTED_32 if elf.bits == 32 else Mode.LONG_64)
-    placement = Placement(request.memory, mode)
+    placement = Placement.of(request, mode)
     place(elf, placement)
     entry = entry_gpa(elf)
     check_entry("e_entry", entry, mode)

@@ -80,7 +80,7 @@ def _load_boot_sector(request: Request) -> LoadedImage:
 
 
 def _place(request: Request, mode: Mode, gpa: int, size: int) -> tuple[tuple[int, int, str], ...]:
-    placement = Placement(request.memory, mode)
+    placement = Placement.of(request, mode)
     placement.claim("image", gpa, size)
     placement.put_file(gpa, request.image, 0, size)
     return placement.commit()

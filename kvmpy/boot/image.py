@@ -98,6 +98,8 @@ class Request:
     modules: tuple[Module, ...] = ()
     load_address: int | None = None
     mode: Mode | None = None
+    acpi_rsdp: int | None = None
+    rng_seed: bytes = b""
 
     @property
     def boot_modules(self) -> tuple[Module, ...]:
@@ -107,12 +109,21 @@ class Request:
     def refuse_boot_information(self, format: str) -> None:
         """For formats that define no way to pass a command line or files."""
         given = {"cmdline": self.cmdline, "initrd": self.initrd, "modules": self.modules}
+        self.refuse_rng_seed(format)
         for name, value in given.items():
             if value:
                 raise ImageError(
                     f"{name} was given, but a {format} image takes none: "
                     "its format defines no boot information"
                 )
+
+    def refuse_rng_seed(self, format: str) -> None:
+        """For formats other than Linux's own."""
+        if self.rng_seed:
+            raise ImageError(
+                f"rng_seed was given, but a {format} image takes none: "
+                "only the Linux boot protocol has a place for it"
+            )
 
     def refuse_placement(self, format: str, mode: Mode) -> None:
         """For formats that fix load address and CPU mode themselves."""

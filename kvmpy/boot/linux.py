@@ -33,8 +33,10 @@ LOADED_HIGH = 1 << 0
 XLF_KERNEL_64 = 1 << 0
 BZIMAGE_ADDRESS = 0x10_0000
 
-# struct boot_params
+# struct boot_params. All else of it is zero: no screen, no APM, no EFI, no EDD, and a sentinel that
+# says so (Documentation/arch/x86/zero-page.rst).
 BOOT_PARAMS_SIZE = 4096
+ACPI_RSDP_ADDR = 0x070
 EXT_RAMDISK_IMAGE = 0x0C0
 EXT_RAMDISK_SIZE = 0x0C4
 E820_ENTRIES = 0x1E8
@@ -45,6 +47,10 @@ INIT_SIZE_END = 0x264
 E820_TABLE = 0x2D0
 E820_MAX_ENTRIES_ZEROPAGE = 128
 BOOT_E820_ENTRY = struct.Struct("<QQI")
+
+# next, type, len, then the data
+SETUP_DATA = struct.Struct("<QII")
+SETUP_RNG_SEED = 9
 
 # What Linux has in its own header; a vmlinux comes without one.
 VMLINUX_CMDLINE_SIZE = 2047
@@ -144,7 +150,7 @@ def _load_bzimage(request: Request) -> LoadedImage:
     image = request.image
     header = read_setup_header(image)
     offset, size = _protected_mode_part(image, header)
-    placement = Placement(request.memory, Mode.LONG_64)
+    placement = Placement.of(request, Mode.LONG_64)
     header, gpa = _place_kernel(header, size, placement)
     placement.put_file(gpa, image, offset, size)
     raw = image.read("the setup header", HDR, HDR_BASE + (header.jump >> 8) - HDR)
@@ -220,8 +226,17 @@ def _place_kernel(header: SetupHeader, size: int, placement: Placement) -> tuple
     except ImageError as error:
         raise ImageError(
             f"pref_address is {header.pref_address:#x}, init_size is {header.init_size:#x}: {error}"
+            + _ram_advice(gpa + need)
         ) from None
     return header._replace(code32_start=gpa & 0xFFFF_FFFF), gpa
+
+
+def _ram_advice(end: int) -> str:
+    """How much RAM puts the supervisor area above `end`, if any does."""
+    need = end + layout.SUPERVISOR_SIZE
+    if need > layout.HOLE_START:
+        return ""
+    return f"; this kernel needs at least {-(-need // layout.MIB)} MiB of RAM"
 
 
 def _is_power_of_two(value: int) -> bool:
@@ -249,7 +264,7 @@ def _load_vmlinux(request: Request) -> LoadedImage:
     executable = elf.parse(request.image)
     if executable.bits != 64:
         raise ImageError(f"EI_CLASS is ELFCLASS{executable.bits}: a 64-bit vmlinux is ELFCLASS64")
-    placement = Placement(request.memory, Mode.LONG_64)
+    placement = Placement.of(request, Mode.LONG_64)
     elf.place(executable, placement)
     entry = elf.entry_gpa(executable)
     header = SetupHeader(*(0 for _ in SetupHeader._fields))._replace(
@@ -290,6 +305,10 @@ def _place_boot_params(
     if request.initrd:
         ramdisk_size = request.initrd.size
         ramdisk_image = _place_initrd(request.initrd, header.initrd_addr_max, placement)
+    setup_data = 0
+    if request.rng_seed:
+        entry = SETUP_DATA.pack(0, SETUP_RNG_SEED, len(request.rng_seed)) + request.rng_seed
+        setup_data = placement.place_data("rng seed", entry)
     header = header._replace(
         vid_mode=VID_MODE_NORMAL,
         type_of_loader=TYPE_OF_LOADER_UNDEFINED,
@@ -299,12 +318,13 @@ def _place_boot_params(
         ramdisk_image=ramdisk_image,
         ramdisk_size=ramdisk_size,
         hardware_subarch=0,
-        setup_data=0,
+        setup_data=setup_data,
     )
     params = bytearray(BOOT_PARAMS_SIZE)
     params[HDR : HDR + len(raw)] = raw
     known = min(len(raw), SETUP_HEADER.size)
     params[HDR : HDR + known] = SETUP_HEADER.pack(*header)[:known]
+    struct.pack_into("<Q", params, ACPI_RSDP_ADDR, request.acpi_rsdp or 0)
     _write_e820_table(params, e820.memory_map(request.memory))
     placement.put(zero_page, bytes(params))
     return zero_page

@@ -101,8 +101,9 @@ def load(request: Request) -> LoadedImage:
         ImageError: no usable header, or something does not fit.
     """
     request.refuse_placement(FORMAT, Mode.PROTECTED_32)
+    request.refuse_rng_seed(FORMAT)
     header = _require_header(request.image)
-    placement = Placement(request.memory, Mode.PROTECTED_32)
+    placement = Placement.of(request, Mode.PROTECTED_32)
     if header.flags & MULTIBOOT_AOUT_KLUDGE:
         entry = _place_by_address_fields(request.image, header, placement)
         kind = "address fields"

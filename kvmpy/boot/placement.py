@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvmpy.boot import e820
-from kvmpy.boot.image import Image
+from kvmpy.boot.image import Image, Request
 from kvmpy.errors import ImageError
 from kvmpy.x86 import layout
 from kvmpy.x86.modes import Mode
@@ -34,20 +34,29 @@ class Placement:
     Args:
         memory: the guest's memory.
         mode: CPU mode of the entry, which decides what is reserved.
+        firmware_tables: ACPI and MP tables are in guest memory already.
 
     Raises:
         ImageError: no RAM, or not enough for `mode`.
     """
 
-    def __init__(self, memory: GuestMemory, mode: Mode) -> None:
+    def __init__(self, memory: GuestMemory, mode: Mode, *, firmware_tables: bool = False) -> None:
         self._memory = memory
         self._ram = e820.writable_ram(memory)
         self._reserved = _reserved_ranges(memory, mode)
+        if firmware_tables:
+            tables = (layout.FIRMWARE_TABLES, layout.FIRMWARE_TABLES_END)
+            self._reserved.append((tables, "the ACPI and MP tables"))
         self._free = e820.subtract(self._ram, (area for area, _ in self._reserved))
         if not self._free:
             raise ImageError("guest memory has no free RAM: 0 bytes, an image needs at least 1")
         self._claims: list[tuple[int, int, str]] = []
         self._writes: list[tuple[int, Image | bytes | None, int, int]] = []
+
+    @classmethod
+    def of(cls, request: Request, mode: Mode) -> Placement:
+        """The layout of what `request` asks for."""
+        return cls(request.memory, mode, firmware_tables=request.acpi_rsdp is not None)
 
     def claim(self, what: str, gpa: int, size: int) -> None:
         """Claim `size` bytes at exactly `gpa`; a size of 0 claims nothing.

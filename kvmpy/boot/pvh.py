@@ -60,6 +60,7 @@ def load(request: Request) -> LoadedImage:
         ImageError: no such note, or something does not fit.
     """
     request.refuse_placement(FORMAT, Mode.PROTECTED_32)
+    request.refuse_rng_seed(FORMAT)
     executable = elf.parse(request.image)
     entry = find_entry(executable)
     if entry is None:
@@ -67,7 +68,7 @@ def load(request: Request) -> LoadedImage:
     if entry >= LIMIT_4G:
         raise ImageError(f"XEN_ELFNOTE_PHYS32_ENTRY is {entry:#x}: the limit is {LIMIT_4G - 1:#x}")
     elf.check_loaded(executable, "XEN_ELFNOTE_PHYS32_ENTRY", entry)
-    placement = Placement(request.memory, Mode.PROTECTED_32)
+    placement = Placement.of(request, Mode.PROTECTED_32)
     elf.place(executable, placement)
     start_info = _place_start_info(request, placement)
     segments = placement.commit()
@@ -84,7 +85,8 @@ def _place_start_info(request: Request, placement: Placement) -> int:
     memmap = encode_map(request.memory)
     memmap_paddr = placement.place_data("memory map", memmap)
     cmdline_paddr = placement.place_data("cmdline", request.cmdline + b"\0")
-    flags = rsdp_paddr = reserved = 0
+    flags = reserved = 0
+    rsdp_paddr = request.acpi_rsdp or 0
     start_info = HVM_START_INFO.pack(
         XEN_HVM_START_MAGIC_VALUE, START_INFO_VERSION, flags, len(modules), modlist_paddr,
         cmdline_paddr, rsdp_paddr, memmap_paddr, len(memmap) // HVM_MEMMAP_TABLE_ENTRY.size,
