@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeAlias
 
-from kvmpy.boot import elf, flat, linux, multiboot, pvh
+from kvmpy.boot import acpi, aml, elf, flat, linux, mptable, multiboot, pvh
 from kvmpy.boot.e820 import MapEntry, RangeType, memory_map
 from kvmpy.boot.image import BytesLike, EntryState, Image, LoadedImage, Module, Request
 from kvmpy.errors import ClosedError, ImageError
@@ -26,9 +26,12 @@ __all__ = [
     "LoadedImage",
     "MapEntry",
     "RangeType",
+    "acpi",
+    "aml",
     "detect",
     "load",
     "memory_map",
+    "mptable",
 ]
 
 ModuleLike: TypeAlias = "BytesLike | tuple[BytesLike, str]"

@@ -67,7 +67,11 @@ NO_ADDRESS: Final = bytes(12)
 
 @dataclass(frozen=True, slots=True)
 class VirtioMmio:
-    """A virtio-mmio device: `size` bytes at guest-physical `gpa`, interrupt `gsi`, an edge."""
+    """A virtio-mmio device: `size` bytes at guest-physical `gpa`, interrupt `gsi`, an edge.
+
+    >>> kvmpy.boot.acpi.VirtioMmio(0xD000_0000, 0x1000, 16).gsi
+    16
+    """
 
     gpa: int
     size: int
@@ -76,7 +80,11 @@ class VirtioMmio:
 
 @dataclass(frozen=True, slots=True)
 class AcpiTables:
-    """What `build_acpi` wrote: the RSDP's gpa and (gpa, size in bytes, signature) of each table."""
+    """What `build_acpi` wrote: the RSDP's gpa and (gpa, size in bytes, signature) of each table.
+
+    >>> kvmpy.boot.acpi.build_acpi(memory, range(1)).tables[0]
+    (917504, 36, 'RSDP')
+    """
 
     rsdp: int
     tables: tuple[tuple[int, int, str], ...]
@@ -116,14 +124,14 @@ def build_acpi(
     _check_interrupts(virtio)
     area = _Area()
     rsdp = area.reserve("RSDP", 36)
-    facs = area.add("FACS", facs_table(), align=FACS_SIZE)
-    dsdt = area.add("DSDT", dsdt_table(virtio, serial=serial, rtc=rtc, pvpanic=pvpanic))
-    fadt = area.add("FACP", fadt_table(facs, dsdt, rtc=rtc))
-    madt = area.add("APIC", madt_table(apic_ids))
+    facs = area.add("FACS", _facs_table(), align=FACS_SIZE)
+    dsdt = area.add("DSDT", _dsdt_table(virtio, serial=serial, rtc=rtc, pvpanic=pvpanic))
+    fadt = area.add("FACP", _fadt_table(facs, dsdt, rtc=rtc))
+    madt = area.add("APIC", _madt_table(apic_ids))
     listed = (fadt, madt)
-    rsdt = area.add("RSDT", sdt(b"RSDT", 1, struct.pack("<2I", *listed)))
-    xsdt = area.add("XSDT", sdt(b"XSDT", 1, struct.pack("<2Q", *listed)))
-    area.put(rsdp, rsdp_structure(rsdt, xsdt))
+    rsdt = area.add("RSDT", _sdt(b"RSDT", 1, struct.pack("<2I", *listed)))
+    xsdt = area.add("XSDT", _sdt(b"XSDT", 1, struct.pack("<2Q", *listed)))
+    area.put(rsdp, _rsdp_structure(rsdt, xsdt))
     memory.write(area.base, area.content)
     return AcpiTables(rsdp, tuple(area.tables))
 
@@ -181,11 +189,15 @@ def _check_interrupts(virtio: Sequence[VirtioMmio]) -> None:
 
 
 def checksum(data: bytes | bytearray) -> int:
-    """The byte that makes the sum of all bytes 0 modulo 256."""
+    r"""The byte that makes the sum of all bytes 0 modulo 256.
+
+    >>> kvmpy.boot.acpi.checksum(b"\x01\x02")
+    253
+    """
     return -sum(data) & 0xFF
 
 
-def sdt(signature: bytes, revision: int, body: bytes) -> bytes:
+def _sdt(signature: bytes, revision: int, body: bytes) -> bytes:
     """A system description table: the common header, `body`, and the checksum over both."""
     table = bytearray(
         SDT_HEADER.pack(
@@ -197,7 +209,7 @@ def sdt(signature: bytes, revision: int, body: bytes) -> bytes:
     return bytes(table)
 
 
-def rsdp_structure(rsdt: int, xsdt: int) -> bytes:
+def _rsdp_structure(rsdt: int, xsdt: int) -> bytes:
     """Root System Description Pointer, revision 2. The RSDT is for kernels from before 2.0."""
     rsdp = bytearray(struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, OEM_ID, 2, rsdt, 36, xsdt, 0))
     rsdp[8] = checksum(rsdp[:RSDP_V1_SIZE])
@@ -205,17 +217,17 @@ def rsdp_structure(rsdt: int, xsdt: int) -> bytes:
     return bytes(rsdp)
 
 
-def facs_table() -> bytes:
+def _facs_table() -> bytes:
     """Firmware ACPI Control Structure: the global lock, which nobody contends. No checksum."""
     return struct.pack("<4sIIIIIQB31x", b"FACS", FACS_SIZE, 0, 0, 0, 0, 0, 2)
 
 
-def generic_address(port: int, size: int) -> bytes:
+def _generic_address(port: int, size: int) -> bytes:
     """Generic Address Structure of `size` bytes of I/O ports, accessed in 1 or 2 bytes."""
     return struct.pack("<BBBBQ", SYSTEM_IO, 8 * size, 0, 1 if size == 1 else 2, port)
 
 
-def fadt_table(facs: int, dsdt: int, *, rtc: bool = True) -> bytes:
+def _fadt_table(facs: int, dsdt: int, *, rtc: bool = True) -> bytes:
     """Fixed ACPI Description Table, version 6.3."""
     event, control = layout.ACPI_PM_PORT, layout.ACPI_PM_PORT + 4
     boot_flags = LEGACY_DEVICES | VGA_NOT_PRESENT | (0 if rtc else CMOS_RTC_NOT_PRESENT)
@@ -239,18 +251,18 @@ def fadt_table(facs: int, dsdt: int, *, rtc: bool = True) -> bytes:
         ("H", boot_flags), ("B", 0), ("I", flags),
     )  # fmt: skip
     body = b"".join(struct.pack("<" + format, value) for format, value in rows)
-    body += generic_address(layout.RESET_CONTROL_PORT, 1)
+    body += _generic_address(layout.RESET_CONTROL_PORT, 1)
     body += struct.pack("<BHB", RESET_VALUE, 0, 3)  # ARM_BOOT_ARCH, minor version
     body += struct.pack("<QQ", 0, dsdt)  # X_FIRMWARE_CTRL: one of the two only
-    body += generic_address(event, 4) + NO_ADDRESS
-    body += generic_address(control, 2) + NO_ADDRESS
+    body += _generic_address(event, 4) + NO_ADDRESS
+    body += _generic_address(control, 2) + NO_ADDRESS
     body += 4 * NO_ADDRESS  # X_PM2_CNT_BLK, X_PM_TMR_BLK, X_GPE0_BLK, X_GPE1_BLK
     body += 2 * NO_ADDRESS  # SLEEP_CONTROL_REG, SLEEP_STATUS_REG: hardware-reduced only
     body += OEM_ID[:5].ljust(8, b"\0")  # Hypervisor Vendor Identity
-    return sdt(b"FACP", 6, body)
+    return _sdt(b"FACP", 6, body)
 
 
-def madt_table(apic_ids: Sequence[int]) -> bytes:
+def _madt_table(apic_ids: Sequence[int]) -> bytes:
     """Multiple APIC Description Table, with the bootstrap processor first.
 
     The processors are declared here only. Objects for them in the namespace would give Linux an
@@ -270,7 +282,7 @@ def madt_table(apic_ids: Sequence[int]) -> bytes:
     body += struct.pack("<BBBHB", 4, 6, 0xFF, 0, NMI_LINT)  # Local APIC NMI, all processors
     if max(apic_ids) > MAX_LAPIC_ID:
         body += struct.pack("<BBHIB3x", 10, 12, 0, 0xFFFF_FFFF, NMI_LINT)  # Local x2APIC NMI
-    return sdt(b"APIC", 5, body)
+    return _sdt(b"APIC", 5, body)
 
 
 def _madt_processor(uid: int, apic_id: int) -> bytes:
@@ -291,24 +303,24 @@ def _madt_override(irq: int, gsi: int, flags: int) -> bytes:
 # --- DSDT -----------------------------------------------------------------------------------------
 
 
-def dsdt_table(
+def _dsdt_table(
     virtio: Sequence[VirtioMmio], *, serial: bool = True, rtc: bool = True, pvpanic: bool = True
 ) -> bytes:
     """Differentiated System Description Table: data only, no methods to interpret."""
-    devices = [virtio_device(uid, entry) for uid, entry in enumerate(virtio)]
+    devices = [_virtio_device(uid, entry) for uid, entry in enumerate(virtio)]
     if serial:
-        devices.append(serial_device())
+        devices.append(_serial_device())
     if rtc:
-        devices.append(rtc_device())
+        devices.append(_rtc_device())
     if pvpanic:
-        devices.append(pvpanic_device())
+        devices.append(_pvpanic_device())
     sleep_type = aml.integer(SLP_TYP_S5)
     # SLP_TYP for PM1a and PM1b, and two reserved elements
     s5 = aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0))
-    return sdt(b"DSDT", 2, aml.scope("\\_SB", *devices) + aml.name("\\_S5", s5))
+    return _sdt(b"DSDT", 2, aml.scope("\\_SB", *devices) + aml.name("\\_S5", s5))
 
 
-def virtio_device(uid: int, device: VirtioMmio) -> bytes:
+def _virtio_device(uid: int, device: VirtioMmio) -> bytes:
     """A virtio-mmio transport, by the id that Linux's and others' drivers know."""
     resources = aml.resource_template(
         aml.memory32_fixed(device.gpa, device.size), aml.interrupt(device.gsi)
@@ -321,7 +333,7 @@ def virtio_device(uid: int, device: VirtioMmio) -> bytes:
     )
 
 
-def serial_device() -> bytes:
+def _serial_device() -> bytes:
     """COM1, a 16550A."""
     resources = aml.resource_template(
         aml.io(layout.COM1_PORT, 8), aml.irq_no_flags(layout.COM1_IRQ)
@@ -334,13 +346,13 @@ def serial_device() -> bytes:
     )
 
 
-def rtc_device() -> bytes:
+def _rtc_device() -> bytes:
     """The AT real-time clock."""
     resources = aml.resource_template(aml.io(layout.RTC_PORT, 2), aml.irq_no_flags(layout.RTC_IRQ))
     return aml.device("RTC", aml.name("_HID", aml.eisa_id("PNP0B00")), aml.name("_CRS", resources))
 
 
-def pvpanic_device() -> bytes:
+def _pvpanic_device() -> bytes:
     """QEMU's panic event port (its docs/specs/pvpanic)."""
     resources = aml.resource_template(aml.io(layout.PVPANIC_PORT, 1))
     return aml.device(

@@ -3,7 +3,7 @@ Language (AML) Specification"; resource descriptors: "Resource Data Types for AC
 
 Each function gives the bytes of one construct of the ACPI Source Language, and is named after it:
 
->>> from kvmpy.boot import aml
+>>> aml = kvmpy.boot.aml
 >>> aml.name("_UID", aml.integer(2)).hex()
 '085f5549440a02'
 """
@@ -46,7 +46,7 @@ def path(text: str) -> bytes:
     Raises:
         ValueError: a segment is not one to four of A-Z, 0-9 and _, or starts with a digit.
 
-    >>> aml.path("\\_SB.COM1")
+    >>> kvmpy.boot.aml.path("\\_SB.COM1")
     b'\\._SB_COM1'
     """
     root = "\\" if text.startswith("\\") else ""
@@ -65,7 +65,7 @@ def path(text: str) -> bytes:
 def integer(value: int) -> bytes:
     """An integer of 0 to 2**64 - 1 in its shortest encoding.
 
-    >>> aml.integer(0x1234).hex()
+    >>> kvmpy.boot.aml.integer(0x1234).hex()
     '0b3412'
     """
     if not 0 <= value <= _MAX_INTEGER:
@@ -81,7 +81,7 @@ def integer(value: int) -> bytes:
 def string(text: str) -> bytes:
     r"""A string of ASCII characters other than NUL.
 
-    >>> aml.string("LNRO0005")
+    >>> kvmpy.boot.aml.string("LNRO0005")
     b'\rLNRO0005\x00'
     """
     if not text.isascii() or "\0" in text:
@@ -92,7 +92,7 @@ def string(text: str) -> bytes:
 def eisa_id(text: str) -> bytes:
     """A PNP id such as ``PNP0501``, compressed to 32 bits (the EisaId macro).
 
-    >>> aml.eisa_id("PNP0501").hex()
+    >>> kvmpy.boot.aml.eisa_id("PNP0501").hex()
     '0c41d00501'
     """
     if not re.fullmatch(r"[A-Z]{3}[0-9A-F]{4}", text):
@@ -106,7 +106,7 @@ def eisa_id(text: str) -> bytes:
 def package_length(content: int) -> bytes:
     """PkgLength of an object with `content` bytes after it: it counts itself too.
 
-    >>> [aml.package_length(size).hex() for size in (62, 63, 4092)]
+    >>> [kvmpy.boot.aml.package_length(size).hex() for size in (62, 63, 4093)]
     ['3f', '4104', '4fff']
     """
     if content + 1 < 1 << 6:
@@ -124,14 +124,18 @@ def _sized(opcode: bytes, content: bytes) -> bytes:
 
 
 def name(text: str, value: bytes) -> bytes:
-    """Name (text, value): a named object."""
+    r"""Name (text, value): a named object.
+
+    >>> kvmpy.boot.aml.name("A", kvmpy.boot.aml.integer(1))
+    b'\x08A___\x01'
+    """
     return _NAME_OP + path(text) + value
 
 
 def package(*elements: bytes) -> bytes:
     """Package () {elements}: at most 255 of them.
 
-    >>> aml.package(aml.integer(5), aml.integer(0)).hex()
+    >>> kvmpy.boot.aml.package(kvmpy.boot.aml.integer(5), kvmpy.boot.aml.integer(0)).hex()
     '1205020a0500'
     """
     if len(elements) > 255:
@@ -140,17 +144,29 @@ def package(*elements: bytes) -> bytes:
 
 
 def buffer(content: bytes) -> bytes:
-    """Buffer () {content}."""
+    """Buffer () {content}.
+
+    >>> kvmpy.boot.aml.buffer(b"ab").hex()
+    '11050a026162'
+    """
     return _sized(_BUFFER_OP, integer(len(content)) + content)
 
 
 def scope(text: str, *terms: bytes) -> bytes:
-    """Scope (text) {terms}."""
+    r"""Scope (text) {terms}.
+
+    >>> kvmpy.boot.aml.scope("_SB")
+    b'\x10\x05_SB_'
+    """
     return _sized(_SCOPE_OP, path(text) + b"".join(terms))
 
 
 def device(text: str, *terms: bytes) -> bytes:
-    """Device (text) {terms}."""
+    r"""Device (text) {terms}.
+
+    >>> kvmpy.boot.aml.device("RTC")
+    b'[\x82\x05RTC_'
+    """
     return _sized(_DEVICE_OP, path(text) + b"".join(terms))
 
 
@@ -158,14 +174,18 @@ def device(text: str, *terms: bytes) -> bytes:
 
 
 def resource_template(*descriptors: bytes) -> bytes:
-    """ResourceTemplate () {descriptors}."""
+    """ResourceTemplate () {descriptors}.
+
+    >>> kvmpy.boot.aml.resource_template(kvmpy.boot.aml.irq_no_flags(4)).hex()
+    '11080a052210007900'
+    """
     return buffer(b"".join(descriptors) + _END_TAG)
 
 
 def io(first: int, length: int) -> bytes:
     """IO (Decode16, first, first, 1, length): `length` ports (1 to 255) at a fixed place.
 
-    >>> aml.io(0x3F8, 8).hex()
+    >>> kvmpy.boot.aml.io(0x3F8, 8).hex()
     '4701f803f8030108'
     """
     if not 1 <= length <= 255 or not 0 <= first <= 0x1_0000 - length:
@@ -176,7 +196,7 @@ def io(first: int, length: int) -> bytes:
 def irq_no_flags(irq: int) -> bytes:
     """IRQNoFlags () {irq}: an ISA interrupt, edge-triggered and active high.
 
-    >>> aml.irq_no_flags(4).hex()
+    >>> kvmpy.boot.aml.irq_no_flags(4).hex()
     '221000'
     """
     if not 0 <= irq <= 15:
@@ -187,7 +207,7 @@ def irq_no_flags(irq: int) -> bytes:
 def memory32_fixed(base: int, length: int) -> bytes:
     """Memory32Fixed (ReadWrite, base, length): guest-physical, below 4 GiB.
 
-    >>> aml.memory32_fixed(0xD0000000, 0x1000).hex()
+    >>> kvmpy.boot.aml.memory32_fixed(0xD0000000, 0x1000).hex()
     '86090001000000d000100000'
     """
     if length < 1 or base < 0 or base + length > 1 << 32:
@@ -198,7 +218,7 @@ def memory32_fixed(base: int, length: int) -> bytes:
 def interrupt(gsi: int) -> bytes:
     """Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {gsi}.
 
-    >>> aml.interrupt(16).hex()
+    >>> kvmpy.boot.aml.interrupt(16).hex()
     '890600030110000000'
     """
     if not 0 <= gsi <= 0xFFFF_FFFF:

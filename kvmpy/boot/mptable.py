@@ -58,12 +58,12 @@ def build_mp_table(memory: GuestMemory, apic_ids: Sequence[int]) -> int:
     b'_MP_'
     """
     gpa = layout.MP_TABLE
-    table = configuration_table(apic_ids)
-    memory.write(gpa, floating_pointer(gpa + FLOATING_POINTER.size) + table)
+    table = _configuration_table(apic_ids)
+    memory.write(gpa, _floating_pointer(gpa + FLOATING_POINTER.size) + table)
     return gpa
 
 
-def floating_pointer(table: int) -> bytes:
+def _floating_pointer(table: int) -> bytes:
     """MP Floating Pointer Structure: 16 bytes, to be aligned to 16."""
     # Feature byte 1 is 0: there is a configuration table; byte 2: virtual wire mode, no IMCR
     pointer = bytearray(
@@ -75,7 +75,7 @@ def floating_pointer(table: int) -> bytes:
     return bytes(pointer)
 
 
-def configuration_table(apic_ids: Sequence[int]) -> bytes:
+def _configuration_table(apic_ids: Sequence[int]) -> bytes:
     """The configuration table for these processors. See `build_mp_table`."""
     if not apic_ids or len(set(apic_ids)) != len(apic_ids):
         raise ValueError("apic_ids: at least one processor, and each id once")

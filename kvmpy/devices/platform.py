@@ -70,11 +70,20 @@ class PowerManagement:
         return bool(_lib.shim_pm_press_power_button(self._pm))
 
     def connect_line(self, vm_fd: int, gsi: int) -> None:
-        """Raise the SCI through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip."""
+        """Raise the SCI through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip.
+
+        >>> with kvmpy.VM("2M", irqchip=True) as vm:
+        ...     pm = kvmpy.PowerManagement()
+        ...     pm.connect_line(vm.fileno(), kvmpy.x86.layout.SCI_IRQ)
+        ...     vm.attach(pm, kvmpy.x86.layout.ACPI_PM_PORT)
+        """
         _lib.shim_pm_connect_line(self._pm, vm_fd, gsi)
 
     def disconnect(self) -> None:
-        """No interrupt any more."""
+        """No interrupt any more.
+
+        >>> kvmpy.PowerManagement().disconnect()
+        """
         _lib.shim_pm_connect_line(self._pm, -1, 0)
 
 

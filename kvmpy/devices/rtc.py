@@ -47,11 +47,24 @@ class Rtc:
 
         It takes a thread, which sleeps while the guest wants no interrupt. Raises OSError when
         there can be none.
+
+        >>> with kvmpy.VM("2M", irqchip=True) as vm:
+        ...     rtc = kvmpy.Rtc()
+        ...     rtc.connect_line(vm.fileno(), kvmpy.x86.layout.RTC_IRQ)
+        ...     vm.attach(rtc, kvmpy.x86.layout.RTC_PORT)
         """
         self._connect(vm_fd, gsi, -1)
 
     def connect_eventfd(self, eventfd: int) -> None:
-        """Interrupt through an eventfd that an irqfd listens to. See :meth:`connect_line`."""
+        """Interrupt through an eventfd that an irqfd listens to. See :meth:`connect_line`.
+
+        >>> import os
+        >>> event = os.eventfd(0)
+        >>> rtc = kvmpy.Rtc()
+        >>> rtc.connect_eventfd(event)
+        >>> rtc.disconnect()
+        >>> os.close(event)
+        """
         self._connect(-1, 0, eventfd)
 
     def _connect(self, vm_fd: int, gsi: int, eventfd: int) -> None:
@@ -60,5 +73,8 @@ class Rtc:
             raise OSError(-error, os.strerror(-error))
 
     def disconnect(self) -> None:
-        """No interrupt any more."""
+        """No interrupt any more: its thread has ended.
+
+        >>> kvmpy.Rtc().disconnect()
+        """
         _lib.shim_rtc_disconnect(self._rtc)
