@@ -9,8 +9,10 @@ import pytest
 from boot_images import CODE, MIB, START_KERNEL_MAP, Segment, bzimage, elf, field, vmlinux
 
 from kvmpy.boot import LoadedImage, load
+from kvmpy.boot.acpi import build_acpi
 from kvmpy.errors import ImageError
 from kvmpy.memory import GuestMemory
+from kvmpy.x86 import layout
 from kvmpy.x86.modes import Mode
 
 
@@ -246,3 +248,35 @@ def test_modules_and_placement_are_refused(memory: GuestMemory) -> None:
         load(bzimage(), memory, load_address=MIB)
     with pytest.raises(ImageError, match=r"mode is Mode\.REAL_16, but the boot protocol"):
         load(bzimage(), memory, mode=Mode.REAL_16)
+
+
+def test_32_mib() -> None:
+    """A kernel linked at 16 MiB, its initrd and ACPI tables share 32 MiB with kvmpy's own area."""
+    with GuestMemory("32M") as memory:
+        rsdp = build_acpi(memory, range(1)).rsdp
+        image = bzimage(pref_address=16 * MIB, kernel_alignment=2 * MIB, init_size=14 * MIB)
+        loaded = load(image, memory, initrd=b"I" * MIB, acpi_rsdp=rsdp, rng_seed=b"s" * 32)
+        names = {name: (gpa, gpa + size) for gpa, size, name in loaded.segments}
+        assert names["kernel"] == (16 * MIB, 30 * MIB)
+        assert names["initrd"][1] <= layout.supervisor_base(memory)
+        assert names["initrd"][0] >= 30 * MIB
+
+
+def test_too_little_memory_says_how_much_is_enough() -> None:
+    image = bzimage(pref_address=16 * MIB, kernel_alignment=2 * MIB, init_size=50 * MIB)
+    with (
+        GuestMemory("64M") as memory,
+        pytest.raises(ImageError, match=r"init_size is 0x3200000.*needs at least 67 MiB of RAM"),
+    ):
+        load(image, memory)
+    with GuestMemory("67M") as memory:
+        load(image, memory)
+
+
+def test_ram_above_4_gib() -> None:
+    """The map goes on behind the hole; all that is handed over by 32-bit address stays below it."""
+    with GuestMemory("5G") as memory:
+        loaded = load(bzimage(), memory, initrd=b"I" * MIB)
+        page = zero_page_of(memory, loaded)
+        assert e820_of(page)[-1] == (4 << 30, 2 << 30, 1)
+        assert all(gpa + size <= 3 << 30 for gpa, size, _ in loaded.segments)
