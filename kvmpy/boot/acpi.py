@@ -11,9 +11,9 @@ Linux wait; what decides is the rest:
   reduced needs a Generic Event Device and AML methods for it.
 - Kernels from before ACPI 5, and small ones, know nothing else.
 
-What Linux would wait for is left out: no PM timer (its driver takes 5 ms to see that it counts), no
-SMI command port (no hand-over to wait for), no 8042 (its keyboard would be waited for), no HPET.
-The FADT says so, and Linux asks no port before it has read that.
+What Linux would wait for is left out: no PM timer (its driver spends milliseconds on seeing that it
+counts), no SMI command port (no hand-over to wait for), no 8042 (Linux would probe it and its
+keyboard for nothing; the controller's reset line works all the same), no HPET, no VGA.
 """
 
 from __future__ import annotations
