@@ -226,6 +226,28 @@
 #define KVM_VCPU_TSC_CTRL ...
 #define KVM_VCPU_TSC_OFFSET ...
 #define KVM_MEM_GUEST_MEMFD ...
+#define KVM_SEV_INIT ...
+#define KVM_SEV_ES_INIT ...
+#define KVM_SEV_LAUNCH_START ...
+#define KVM_SEV_LAUNCH_UPDATE_DATA ...
+#define KVM_SEV_LAUNCH_UPDATE_VMSA ...
+#define KVM_SEV_LAUNCH_SECRET ...
+#define KVM_SEV_LAUNCH_MEASURE ...
+#define KVM_SEV_LAUNCH_FINISH ...
+#define KVM_SEV_SEND_START ...
+#define KVM_SEV_SEND_UPDATE_DATA ...
+#define KVM_SEV_SEND_UPDATE_VMSA ...
+#define KVM_SEV_SEND_FINISH ...
+#define KVM_SEV_RECEIVE_START ...
+#define KVM_SEV_RECEIVE_UPDATE_DATA ...
+#define KVM_SEV_RECEIVE_UPDATE_VMSA ...
+#define KVM_SEV_RECEIVE_FINISH ...
+#define KVM_SEV_GUEST_STATUS ...
+#define KVM_SEV_DBG_DECRYPT ...
+#define KVM_SEV_DBG_ENCRYPT ...
+#define KVM_SEV_CERT_EXPORT ...
+#define KVM_SEV_GET_ATTESTATION_REPORT ...
+#define KVM_SEV_SEND_CANCEL ...
 #define KVM_MEMORY_ATTRIBUTE_PRIVATE ...
 #define KVM_MEMORY_EXIT_FLAG_PRIVATE ...
 #define KVM_EXIT_MEMORY_FAULT ...
@@ -357,15 +379,22 @@ struct kvm_tpr_access_ctl { uint32_t enabled, flags; ...; };
 struct kvm_vapic_addr { uint64_t vapic_addr; };
 struct kvm_x86_mce { uint64_t status, addr, misc, mcg_status; uint8_t bank; ...; };
 
-struct kvm_irq_level { uint32_t irq, level; ...; };
+struct kvm_irq_level { union { uint32_t irq; int32_t status; }; uint32_t level; };
 struct kvm_pic_state {
     uint8_t last_irr, irr, imr, isr, priority_add, irq_base, read_reg_select, poll, special_mask;
     uint8_t init_state, auto_eoi, rotate_on_auto_eoi, special_fully_nested_mode, init4, elcr;
     uint8_t elcr_mask;
 };
-/* The redirection table is an array of 24 entries of 64 bits, from byte 24 on. */
-struct kvm_ioapic_state { uint64_t base_address; uint32_t ioregsel, id, irr; ...; };
-struct kvm_irqchip { uint32_t chip_id; ...; };
+/* Unions without a name are spelled out in full, with the members that Python uses. */
+struct kvm_ioapic_state {
+    uint64_t base_address;
+    uint32_t ioregsel, id, irr, pad;
+    union { uint64_t bits; } redirtbl[24];
+};
+struct kvm_irqchip {
+    uint32_t chip_id, pad;
+    union { char dummy[512]; struct kvm_pic_state pic; struct kvm_ioapic_state ioapic; } chip;
+};
 struct kvm_pit_config { uint32_t flags; ...; };
 struct kvm_pit_channel_state {
     uint32_t count;
@@ -387,16 +416,22 @@ struct kvm_ioeventfd {
 };
 struct kvm_msi { uint32_t address_lo, address_hi, data, flags, devid; ...; };
 struct kvm_irq_routing_irqchip { uint32_t irqchip, pin; };
-struct kvm_irq_routing_msi { uint32_t address_lo, address_hi, data; ...; };
+struct kvm_irq_routing_msi {
+    uint32_t address_lo, address_hi, data;
+    union { uint32_t pad; uint32_t devid; };
+};
 struct kvm_irq_routing_hv_sint { uint32_t vcpu, sint; };
 struct kvm_irq_routing_xen_evtchn { uint32_t port, vcpu, priority; };
-union kvmpy_irq_route {
-    struct kvm_irq_routing_irqchip irqchip;
-    struct kvm_irq_routing_msi msi;
-    struct kvm_irq_routing_hv_sint hv_sint;
-    struct kvm_irq_routing_xen_evtchn xen_evtchn;
+struct kvm_irq_routing_entry {
+    uint32_t gsi, type, flags, pad;
+    union {
+        struct kvm_irq_routing_irqchip irqchip;
+        struct kvm_irq_routing_msi msi;
+        struct kvm_irq_routing_hv_sint hv_sint;
+        struct kvm_irq_routing_xen_evtchn xen_evtchn;
+        uint64_t pad[4];
+    } u;
 };
-struct kvm_irq_routing_entry { uint32_t gsi, type, flags, pad; ...; };
 struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; };
 struct kvm_clock_data { uint64_t clock; uint32_t flags; uint64_t realtime, host_tsc; ...; };
 struct kvm_enable_cap { uint32_t cap, flags; uint64_t args[4]; ...; };
@@ -416,9 +451,38 @@ struct kvm_xen_hvm_config {
     uint8_t blob_size_32, blob_size_64;
     ...;
 };
-/* Both end in a union of 64 bytes, from byte 8 on. */
-struct kvm_xen_hvm_attr { uint16_t type; ...; };
-struct kvm_xen_vcpu_attr { uint16_t type; ...; };
+struct kvm_xen_hvm_attr {
+    uint16_t type, pad[3];
+    union {
+        uint8_t long_mode, vector;
+        uint8_t runstate_update_flag;
+        struct { uint64_t gfn; } shared_info;
+        struct {
+            uint32_t send_port, type, flags;
+            union {
+                struct { uint32_t port, vcpu, priority; } port;
+                struct { uint32_t port; int32_t fd; } eventfd;
+                uint32_t padding[4];
+            } deliver;
+        } evtchn;
+        uint32_t xen_version;
+        uint64_t pad[8];
+    } u;
+};
+struct kvm_xen_vcpu_attr {
+    uint16_t type, pad[3];
+    union {
+        uint64_t gpa;
+        uint64_t pad[8];
+        struct {
+            uint64_t state, state_entry_time;
+            uint64_t time_running, time_runnable, time_blocked, time_offline;
+        } runstate;
+        uint32_t vcpu_id;
+        struct { uint32_t port, priority; uint64_t expires_ns; } timer;
+        uint8_t vector;
+    } u;
+};
 struct kvm_stats_header { uint32_t flags, name_size, num_desc, id_offset, desc_offset, data_offset; };
 struct kvm_stats_desc { uint32_t flags; int16_t exponent; uint16_t size; uint32_t offset, bucket_size; ...; };
 

@@ -121,12 +121,4 @@ struct kvm_pre_fault_memory {
 #define KVM_X86_QUIRK_IGNORE_GUEST_PAT (1 << 9) /* 6.16 */
 #endif
 
-/* One entry of kvm_irq_routing_entry's union, which has no name of its own. */
-union kvmpy_irq_route {
-	struct kvm_irq_routing_irqchip irqchip;
-	struct kvm_irq_routing_msi msi;
-	struct kvm_irq_routing_hv_sint hv_sint;
-	struct kvm_irq_routing_xen_evtchn xen_evtchn;
-};
-
 #endif

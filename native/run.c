@@ -295,6 +295,71 @@ static int dispatch(struct shim_vcpu *vcpu, unsigned first)
 	return stop;
 }
 
+/* ------------------------------------------------------------------ coalesced writes */
+
+static int deliver(struct shim_vcpu *vcpu, struct kvm_coalesced_mmio *record)
+{
+	struct access access = {
+		.address = record->phys_addr, .data = record->data, .size = record->len,
+		.count = 1, .is_write = true, .is_mmio = !record->pio,
+	};
+	const struct shim_range *range = shim_bus_find(vcpu->bus, access.is_mmio, access.address);
+	enum shim_pending pending = vcpu->pending;
+	int stop;
+
+	if (range) {
+		stop = one_element(vcpu, range, &access, 0);
+	} else {
+		to_python(vcpu, &access, 0, access.is_mmio);
+		stop = SHIM_WRITE;
+	}
+	vcpu->pending = pending; /* the guest's instruction has long been finished */
+	return stop;
+}
+
+/* Hand out what the ring holds, before anything else that came of this KVM_RUN. SHIM_FED when that
+ * is done; else a stop, or SHIM_CONTINUE to come again. */
+#define SHIM_FED (-2)
+static int feed(struct shim_vcpu *vcpu)
+{
+	struct kvm_coalesced_mmio record;
+	int stop = shim_coalesced_begin(vcpu), found;
+
+	if (likely(stop == SHIM_COALESCED_NONE))
+		return SHIM_FED;
+	if (stop == -EINTR)
+		return interrupted(vcpu);
+	while ((found = shim_coalesced_peek(vcpu, &record)) > 0) {
+		if (vcpu->stalled)
+			return shim_wanted_out(vcpu) ? interrupted(vcpu) : SHIM_CONTINUE;
+		stop = deliver(vcpu, &record);
+		if (stop != SHIM_RING) /* which has not taken it */
+			shim_coalesced_pop(vcpu);
+		if (stop != SHIM_CONTINUE)
+			return stop;
+	}
+	shim_coalesced_end(vcpu);
+	if (!found)
+		return SHIM_FED;
+	vcpu->report.value = -found;
+	return SHIM_ERROR;
+}
+
+/* As feed(). The exit of this KVM_RUN waits until all is handed out; its errors, EINTR among them,
+ * come again by themselves. */
+static int feed_first(struct shim_vcpu *vcpu, int result)
+{
+	int stop;
+
+	vcpu->elements = 0; /* of the exit before */
+	if (result >= 0 || result == -EINTR)
+		vcpu->pending = SHIM_PENDING_NONE;
+	stop = feed(vcpu);
+	if (stop != SHIM_FED)
+		vcpu->deferred = result >= 0;
+	return stop;
+}
+
 /* ------------------------------------------------------------------ the loop */
 
 static int step(struct shim_vcpu *vcpu)
@@ -305,6 +370,12 @@ static int step(struct shim_vcpu *vcpu)
 		vcpu->deferred = false;
 	else
 		result = kvm_run(vcpu);
+	if (unlikely(vcpu->bus->coalesced)) {
+		int stop = feed_first(vcpu, result);
+
+		if (stop != SHIM_FED)
+			return stop;
+	}
 	if (unlikely(result < 0))
 		return failed(vcpu, result);
 	vcpu->entered = true;
@@ -357,6 +428,7 @@ static void wind_up(struct shim_vcpu *vcpu)
 	vcpu->deadline = 0;
 	vcpu->flush_at = 0;
 	vcpu->elements = 0; /* what is left of a string ends with the run */
+	shim_coalesced_end(vcpu);
 	if (vcpu->armed_for && !atomic_load(&vcpu->closed))
 		shim_kick_arm(vcpu);
 	vcpu->flush_error = error == -EAGAIN ? 0 : error;
@@ -440,6 +512,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 	int error = enter(vcpu), stop = SHIM_CONTINUE;
 
 	if (error) {
+		shim_coalesced_end(vcpu);
 		atomic_store(&vcpu->active, 0);
 		return refused(vcpu, error);
 	}

@@ -6,6 +6,7 @@
  *   exits.c     kvm_run's union, laid flat for Python
  *   kick.c      getting a vCPU out of the guest: flag + directed signal, timeouts, Ctrl-C
  *   dispatch.c  which port or guest physical address belongs to whom
+ *   coalesce.c  KVM's ring of coalesced writes
  *   sink.c      where a device's output bytes go
  *   uart.c      16550A
  *   ports.c     debug console, debug exit, POST port
@@ -45,6 +46,7 @@ enum shim_stop {
 	SHIM_CLOSED = 15,     /* the vCPU was closed, by another thread or by a handler */
 	SHIM_BUSY = 16,       /* refused: a run is under way; nothing of it was touched */
 	SHIM_SYSTEM = 17,     /* the guest ended the machine: report.value is an enum shim_system */
+	SHIM_WRITE = 18,      /* a coalesced write nobody claimed: report.*, handler 1 for MMIO */
 };
 #define SHIM_CONTINUE (-1) /* from a device: handled, go on */
 
@@ -97,6 +99,8 @@ struct shim_bus {
 	_Atomic(struct shim_table *) io, mmio;
 	struct shim_table *retired;
 	pthread_mutex_t lock;
+	_Atomic size_t coalesced; /* where a vCPU's mapping has the ring of coalesced writes, 0: off */
+	_Atomic int feeder;       /* the thread that hands its records out, 0: none */
 };
 
 struct shim_bus *shim_bus_new(void);
@@ -106,6 +110,16 @@ int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t 
 int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first);
 const struct shim_range *shim_bus_find(struct shim_bus *bus, bool is_mmio, uint64_t address);
 int shim_bus_flush(struct shim_bus *bus);
+
+/* ------------------------------------------------------------------ coalesce.c */
+
+#define SHIM_COALESCED_NONE 1
+
+int shim_bus_coalesce(struct shim_bus *bus, uint64_t page, uint64_t run_size);
+int shim_coalesced_begin(struct shim_vcpu *vcpu);
+void shim_coalesced_end(struct shim_vcpu *vcpu);
+int shim_coalesced_peek(const struct shim_vcpu *vcpu, struct kvm_coalesced_mmio *record);
+void shim_coalesced_pop(struct shim_vcpu *vcpu);
 
 /* ------------------------------------------------------------------ sink.c */
 
@@ -228,7 +242,10 @@ struct shim_vcpu {
 
 	enum shim_pending pending;
 	bool entered;  /* KVM_RUN has succeeded once */
-	bool deferred; /* kvm_run holds an exit that completion produced: dispatch it first */
+	bool deferred; /* kvm_run holds an exit that is not dispatched yet: it comes first */
+
+	bool feeding;            /* hands out coalesced writes, over its stops too */
+	unsigned coalesced_left; /* of those it is to hand out */
 
 	/* the register page: kvm_run's own when KVM has it, else ours */
 	struct kvm_sync_regs *regs;
@@ -264,6 +281,11 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 int shim_vcpu_close(struct shim_vcpu *vcpu);
 void shim_vcpu_free(struct shim_vcpu *vcpu);
 int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
+
+static inline bool shim_wanted_out(const struct shim_vcpu *vcpu)
+{
+	return __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
+}
 
 int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits);
 int shim_resume(struct shim_vcpu *vcpu);

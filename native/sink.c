@@ -90,11 +90,6 @@ void shim_sink_redirect(struct shim_sink *sink, int fd)
 	pthread_mutex_unlock(&sink->lock);
 }
 
-static bool wanted_out(const struct shim_vcpu *vcpu)
-{
-	return __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
-}
-
 static int put_locked(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte)
 {
 	bool full;
@@ -145,7 +140,7 @@ int shim_sink_wait(struct shim_vcpu *vcpu)
 	struct shim_sink *sink = vcpu->stalled;
 	int error = -EAGAIN;
 
-	while (error == -EAGAIN && !wanted_out(vcpu)) {
+	while (error == -EAGAIN && !shim_wanted_out(vcpu)) {
 		pthread_mutex_lock(&sink->lock);
 		error = sink->length > SHIM_SINK_FULL ? flush_locked(sink, STALL_MS) : 0;
 		pthread_mutex_unlock(&sink->lock);

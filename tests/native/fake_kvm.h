@@ -38,6 +38,7 @@ enum step_kind {
 	STEP_FAULT,       /* EFAULT with KVM_EXIT_MEMORY_FAULT */
 	STEP_CALL,        /* call(): something happens while the guest runs; then the next step */
 	STEP_CALL_EARLY,  /* call(): after the caller's last look at the flag, before KVM's */
+	STEP_COALESCE,    /* a write that goes into the ring: MMIO, or with `count` PIO; then the next */
 };
 
 struct step {
@@ -98,6 +99,32 @@ static void step_access(struct kvm_run *run, const struct step *step)
 		memcpy(data, step->data, step->size * (step->count ? step->count : 1));
 }
 
+/* The ring is the third page, as on the real one. */
+#define RING_PAGE 2
+#define RING_RECORDS 170
+
+static struct kvm_coalesced_mmio_ring *coalesced_ring(void)
+{
+	return (void *)((uint8_t *)vcpu->run + RING_PAGE * 4096);
+}
+
+/* False when the ring is full: the real one exits then. */
+static bool step_coalesce(const struct step *step)
+{
+	struct kvm_coalesced_mmio_ring *ring = coalesced_ring();
+	struct kvm_coalesced_mmio *record = &ring->coalesced_mmio[ring->last];
+
+	if ((ring->last + 1) % RING_RECORDS == ring->first)
+		return false;
+	memset(record, 0, sizeof(*record));
+	record->phys_addr = step->address;
+	record->len = step->size;
+	record->pio = step->count;
+	memcpy(record->data, step->data, step->size);
+	ring->last = (ring->last + 1) % RING_RECORDS;
+	return true;
+}
+
 static void complete_access(struct kvm_run *run)
 {
 	const struct step *step = &fake.script[fake.at - 1];
@@ -140,6 +167,15 @@ static int one_step(struct kvm_run *run)
 			if (__atomic_load_n(&run->immediate_exit, __ATOMIC_SEQ_CST))
 				return -EINTR;
 			continue;
+		case STEP_COALESCE:
+			fake.at++;
+			fake.regs.rip++;
+			if (step_coalesce(step))
+				continue;
+			step_access(run, &(struct step){ step->count ? STEP_OUT : STEP_WRITE,
+							 step->address, step->size, 1, step->data });
+			fake.pending = true;
+			return 0;
 		case STEP_FAIL:
 			fake.at++;
 			return -(int)step->size;

@@ -11,9 +11,9 @@ import pytest
 SCRIPTED = "-Wl,--wrap=ioctl"
 
 
-@pytest.mark.parametrize("name", ["dispatch", "platform", "uart"])
+@pytest.mark.parametrize("name", ["coalesce", "dispatch", "platform", "uart"])
 def test_native(native_program, name):
-    """Run loop, dispatch, kicks, registers, sinks; the 16550; the platform's devices."""
+    """Coalesced writes; run loop, dispatch, kicks, registers, sinks; platform devices; 16550."""
     result = native_program(f"{name}_test.c", SCRIPTED)()
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{name}: ok\n"
