@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .cpuid import (
         Leaf as Leaf,
     )
+    from .device import (
+        Device as Device,
+    )
     from .devices import (
         I8042 as I8042,
     )
@@ -223,6 +226,18 @@ if TYPE_CHECKING:
     from .exits import (
         Wrmsr as Wrmsr,
     )
+    from .irqchips import (
+        IoapicState as IoapicState,
+    )
+    from .irqchips import (
+        PicState as PicState,
+    )
+    from .irqchips import (
+        PitState as PitState,
+    )
+    from .irqchips import (
+        RedirectionEntry as RedirectionEntry,
+    )
     from .kvm import (
         KVM as KVM,
     )
@@ -235,11 +250,29 @@ if TYPE_CHECKING:
     from .memory import (
         HugePageFallbackWarning as HugePageFallbackWarning,
     )
+    from .routing import (
+        HvSintRoute as HvSintRoute,
+    )
+    from .routing import (
+        IrqchipRoute as IrqchipRoute,
+    )
+    from .routing import (
+        MsiMessage as MsiMessage,
+    )
+    from .routing import (
+        MsiRoute as MsiRoute,
+    )
+    from .routing import (
+        XenEventRoute as XenEventRoute,
+    )
     from .vcpu import (
         VCPU as VCPU,
     )
     from .vm import (
         VM as VM,
+    )
+    from .vm_irq import (
+        IrqStatus as IrqStatus,
     )
     from .x86.asm import (
         asm as asm,
@@ -265,6 +298,7 @@ _WHERE = {
     "WriteBatch": ".bus",
     "Cpuid": ".cpuid",
     "Leaf": ".cpuid",
+    "Device": ".device",
     "DebugConsole": ".devices",
     "I8042": ".devices",
     "PostPort": ".devices",
@@ -329,12 +363,22 @@ _WHERE = {
     "UnexpectedSyscall": ".exits",
     "Unknown": ".exits",
     "Wrmsr": ".exits",
+    "IoapicState": ".irqchips",
+    "PicState": ".irqchips",
+    "PitState": ".irqchips",
+    "RedirectionEntry": ".irqchips",
     "KVM": ".kvm",
     "Machine": ".machine",
     "GuestMemory": ".memory",
     "HugePageFallbackWarning": ".memory",
+    "HvSintRoute": ".routing",
+    "IrqchipRoute": ".routing",
+    "MsiMessage": ".routing",
+    "MsiRoute": ".routing",
+    "XenEventRoute": ".routing",
     "VCPU": ".vcpu",
     "VM": ".vm",
+    "IrqStatus": ".vm_irq",
     "asm": ".x86.asm",
     "Gate": ".x86.descriptors",
     "Mode": ".x86.modes",
@@ -346,7 +390,10 @@ _MODES = {
     "PAGED_MODE": "PAGED_32",
     "LONG_MODE": "LONG_64",
 }
-_ROOMS = ("boot", "devices", "guests", "host", "ioctls", "machine", "msrs", "x86")
+_ROOMS = (
+    "boot", "capabilities", "devices", "encryption", "guests", "host", "ioctls", "irqchips",
+    "machine", "msrs", "routing", "vm_irq", "x86", "xen",
+)  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 
 

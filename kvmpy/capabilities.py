@@ -7,8 +7,10 @@ the numbers.
 from __future__ import annotations
 
 import functools
+from typing import Protocol
 
 from . import _native
+from .errors import UnsupportedError
 
 _lib = _native.lib
 
@@ -59,3 +61,21 @@ def name(capability: int | str) -> str:
     """
     value = number(capability)
     return _by_number().get(value, str(value))
+
+
+class Asked(Protocol):
+    """What answers KVM_CHECK_EXTENSION: a KVM or a VM."""
+
+    def check_extension(self, capability: int | str) -> int: ...
+
+
+def require(asked: Asked, capability: str) -> int:
+    """What KVM_CHECK_EXTENSION says of a capability; UnsupportedError if that is 0.
+
+    >>> kvmpy.capabilities.require(kvm, "KVM_CAP_USER_MEMORY")
+    1
+    """
+    value = asked.check_extension(capability)
+    if not value:
+        raise UnsupportedError(f"this KVM has no {capability}", capability)
+    return value

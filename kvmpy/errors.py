@@ -97,12 +97,25 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_CREATE_PIT2", _errno.EEXIST): "the VM has a PIT",
     ("KVM_CREATE_PIT2", _errno.ENOENT): "the PIT needs the in-kernel irqchip, created before it",
     ("KVM_IRQ_LINE", _errno.ENXIO): "the VM has no in-kernel irqchip",
+    ("KVM_IRQ_LINE_STATUS", _errno.ENXIO): "the VM has no in-kernel irqchip",
+    ("KVM_GET_IRQCHIP", _errno.ENXIO): "the VM has no in-kernel PIC and IOAPIC",
+    ("KVM_SET_IRQCHIP", _errno.ENXIO): "the VM has no in-kernel PIC and IOAPIC",
+    ("KVM_GET_PIT2", _errno.ENXIO): "the VM has no in-kernel PIT",
+    ("KVM_SET_PIT2", _errno.ENXIO): "the VM has no in-kernel PIT",
+    ("KVM_REINJECT_CONTROL", _errno.ENXIO): "the VM has no in-kernel PIT",
+    ("KVM_SIGNAL_MSI", _errno.EINVAL): "the VM has no in-kernel irqchip",
+    ("KVM_SET_BOOT_CPU_ID", _errno.EBUSY): "the VM has vCPUs already",
+    ("KVM_IRQFD", _errno.EBADF): "the descriptor is closed, or is no eventfd",
+    ("KVM_IRQFD", _errno.EBUSY): "this eventfd is bound to a GSI already",
+    ("KVM_IOEVENTFD", _errno.EEXIST): "this address, length and datamatch are taken",
     ("KVM_INTERRUPT", _errno.ENXIO): "the VM has an in-kernel irqchip: use irq_line()",
     ("KVM_INTERRUPT", _errno.EEXIST): "an interrupt is queued already: wait for IrqWindowOpen",
     ("KVM_SET_SREGS", _errno.EINVAL): "KVM refuses this combination of CR0, CR4 and EFER, or the "
     "CPUID set for this vCPU lacks one of their bits",
     ("KVM_SET_CPUID2", _errno.EINVAL): "CPUID cannot change once the vCPU has run",
     ("KVM_RUN", _errno.EINVAL): "kvm_valid_regs or kvm_dirty_regs has a bit KVM does not know",
+    ("KVM_RUN", _errno.EPROTO): "the ring of coalesced writes is corrupt: something wrote to the "
+    "page that this process shares with KVM",
     ("KVM_RUN", _errno.EBUSY): "the vCPU is running already, in another thread or in one of its "
     "own handlers",
     ("KVM_RUN", _errno.EFAULT): "the guest touched a memslot whose host mapping is gone or may not "

@@ -19,6 +19,7 @@ from .errors import (
     KvmUnavailableError,
     KvmVersionError,
 )
+from .kvm_extras import ExtraMethods
 from .msrs import FeatureMsrs
 
 _ffi = _native.ffi
@@ -53,7 +54,7 @@ def _cannot_open(path: str, error: OSError) -> KvmUnavailableError:
     )
 
 
-class KVM:
+class KVM(ExtraMethods):
     """The system descriptor: opens ``path`` and checks that the kernel speaks API version 12.
 
     Raises a subclass of KvmUnavailableError, each with its remedy.

@@ -30,7 +30,8 @@ class Record:
             c_name = "struct kvm_mp_state"
             mp_state: int = 0
 
-    A field is an int, bytes (an array of bytes), a tuple of ints, a Record or a tuple of Records.
+    A field is an int, bytes (an array of bytes), a tuple of ints, a Record or a tuple of Records;
+    or what a subclass with a :meth:`from_c` and :meth:`fill` of its own makes of it.
     What the C structure has beyond these (padding) is zero.
     """
 
@@ -172,6 +173,10 @@ def _unplain(data: Any, shape: Any) -> Any:
     if shape is int or shape is bool:
         if not isinstance(data, int):
             raise ValueError(f"{data!r} is not an integer")
+        return data
+    if shape is str:
+        if not isinstance(data, str):
+            raise ValueError(f"{data!r} is not a string")
         return data
     if shape is bytes:
         return bytes.fromhex(data)

@@ -16,9 +16,12 @@ from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import Exit
+from .hyperv import HypervVcpuMethods
 from .msrs import Msrs
 from .regs import Registers, SpecialRegisters
 from .stats import RunStats
+from .vcpu_apic import ApicMethods
+from .xen import XenVcpuMethods
 
 if TYPE_CHECKING:
     from .vm import VM
@@ -48,6 +51,7 @@ _SYSTEM_EXITS: dict[int, Exit] = {
     _lib.SHIM_PANICKED: exits.GuestPanic("pvpanic"),
     _lib.SHIM_CRASH_LOADED: exits.GuestCrashLoaded("pvpanic"),
 }
+_WRITE: int = _lib.SHIM_WRITE
 
 _UNLIMITED = (1 << 64) - 1
 _LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
@@ -74,7 +78,7 @@ def _exit_budget(max_exits: int | None) -> int:
     return max_exits
 
 
-class VCPU:
+class VCPU(ApicMethods, XenVcpuMethods, HypervVcpuMethods):
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 
     One thread at a time runs it; any thread may :meth:`kick` or :meth:`close` it.
@@ -252,11 +256,19 @@ class VCPU:
             return exits.DebugExit(value)
         if stop == _SYSTEM:
             return _SYSTEM_EXITS[value]
+        if stop == _WRITE:
+            return self._coalesced_write()
         if stop == _SINK_ERROR:
             raise OSError(value, os.strerror(value))
         if stop == _CLOSED:
             raise ClosedError("the vCPU was closed")
         raise ioctls.KVM_RUN.error(self._fd, value, f"vCPU {self.id}")
+
+    def _coalesced_write(self) -> Exit:
+        """A write from KVM's ring that nobody claimed, as the exit that it would have been."""
+        is_mmio, address, size, _, value = _unpack_report(self._report)
+        data = value.to_bytes(8, "little")[:size]
+        return exits.MmioWrite(address, data) if is_mmio else exits.IoOut(address, size, data)
 
     def _drain_ring(self) -> None:
         shim = self._shim

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _native, capabilities, ioctls
 from .bus import Bus, BusMethods
 from .cpuid import Cpuid
+from .device import DeviceMethods
+from .encryption import EncryptionMethods
 from .errors import ClosedError, UnsupportedError
+from .hyperv import HypervMethods
 from .kvm import KVM
 from .memory import Backing, GuestMemory, Region
 from .vcpu import VCPU
+from .vm_events import EventMethods
+from .vm_irq import IrqMethods
 from .x86 import layout
+from .xen import XenMethods
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,13 +44,17 @@ def host_cpuid(kvm: KVM, vcpu_id: int, lapic: bool) -> Cpuid:
     return _host_cpuids[key]
 
 
-class VM(BusMethods):
+class VM(
+    BusMethods, IrqMethods, EventMethods, DeviceMethods, XenMethods, HypervMethods,
+    EncryptionMethods,
+):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
     ``memory``: RAM from guest physical address 0, as a size ("16M", or bytes), a GuestMemory that
     the caller keeps and closes, or None for none yet. ``backing`` as in GuestMemory.
-    ``irqchip`` creates KVM's PIC, IOAPIC and LAPICs, ``pit`` the i8254 (it implies the irqchip).
-    With an irqchip HLT no longer exits: KVM waits for an interrupt itself.
+    ``irqchip``: "kernel" or True creates KVM's PIC, IOAPIC and LAPICs, "split" the LAPICs alone;
+    ``pit`` the i8254 (it implies the irqchip, "kernel"). With an irqchip HLT no longer exits: KVM
+    waits for an interrupt itself. See :meth:`create_irqchip`, :meth:`create_pit`.
 
     ``kvm``: an open KVM; by default /dev/kvm is opened for the call.
 
@@ -57,10 +67,13 @@ class VM(BusMethods):
         memory: int | str | GuestMemory | None = None,
         *,
         backing: Backing = "anonymous",
-        irqchip: bool = False,
+        irqchip: bool | Literal["kernel", "split"] = False,
         pit: bool = False,
         kvm: KVM | None = None,
     ):
+        if irqchip not in (True, False, "kernel", "split") or (irqchip == "split" and pit):
+            raise ValueError(f"irqchip={irqchip!r}, pit={pit!r}: the irqchip is True, False, "
+                             "'kernel' or 'split', and a split one has no PIT")  # fmt: skip
         self._fd = -1
         self._bus: Bus | None = None
         self._owns_memory = not isinstance(memory, GuestMemory)
@@ -77,13 +90,18 @@ class VM(BusMethods):
             self.run_size = self._kvm.vcpu_mmap_size
             self.sync_fields = self.check_extension(_lib.KVM_CAP_SYNC_REGS)
             self._bus = Bus()
-            self.has_irqchip = irqchip or pit
-            self._create(memory, backing, pit)
+            self._create(memory, backing)
+            if irqchip or pit:
+                self.create_irqchip(split=irqchip == "split")
+            if pit:
+                # With port 0x61: its bits gate channel 2 and show its output, by which kernels
+                # measure their clocks.
+                self.create_pit()
         except BaseException:
             self.close()
             raise
 
-    def _create(self, memory: int | str | GuestMemory | None, backing: Backing, pit: bool) -> None:
+    def _create(self, memory: int | str | GuestMemory | None, backing: Backing) -> None:
         # Before the first vCPU: kvm_intel without unrestricted guest needs these pages to run real
         # mode, and they must lie outside all memory. The identity map cannot be set once a vCPU
         # exists; then the irqchip, the PIT, and vCPUs last.
@@ -99,13 +117,6 @@ class VM(BusMethods):
         self.memory._adopters.append(self._adopt)
         if isinstance(memory, (int, str)):
             self.memory.add_ram(memory, backing=backing)
-        if self.has_irqchip:
-            ioctls.KVM_CREATE_IRQCHIP(self._fd)
-        if pit:
-            # With port 0x61: its bits gate channel 2 and show its output, by which kernels measure
-            # their clocks.
-            config = _ffi.new("struct kvm_pit_config *", {"flags": _lib.KVM_PIT_SPEAKER_DUMMY})
-            ioctls.KVM_CREATE_PIT2(self._fd, config)
 
     # -- memory
 
@@ -191,52 +202,6 @@ class VM(BusMethods):
         for i, value in enumerate(args):
             request.args[i] = value
         ioctls.KVM_ENABLE_CAP(self.fileno(), request, f"capability {capability}")
-
-    def irq_line(self, gsi: int, level: int) -> None:
-        """KVM_IRQ_LINE: drive interrupt line ``gsi`` of the in-kernel irqchip to 0 or 1."""
-        line = _ffi.new("struct kvm_irq_level *")
-        line.irq, line.level = gsi, level
-        ioctls.KVM_IRQ_LINE(self.fileno(), line, f"gsi {gsi}, level {level}")
-
-    def irqfd(self, eventfd: int, gsi: int, *, deassign: bool = False) -> None:
-        """KVM_IRQFD: a write to ``eventfd`` raises ``gsi`` as an edge."""
-        request = _ffi.new("struct kvm_irqfd *")
-        request.fd, request.gsi = eventfd, gsi
-        request.flags = _lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
-        ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {eventfd}, gsi {gsi}")
-
-    def ioeventfd(
-        self,
-        eventfd: int,
-        address: int,
-        *,
-        length: int = 0,
-        datamatch: int | None = None,
-        pio: bool = False,
-        deassign: bool = False,
-    ) -> None:
-        """KVM_IOEVENTFD: a guest's write to ``address`` signals ``eventfd`` instead of exiting.
-
-        ``address``: guest physical, or a port with ``pio``. ``length``: only writes of that many
-        bytes (1, 2, 4, 8); 0 takes any. ``datamatch``: only writes of that value; needs a length.
-        ``deassign`` takes it back: all else must be as it was. KVM API, 4.59.
-
-        >>> import os; event = os.eventfd(0)
-        >>> vm.ioeventfd(event, 0xD000_0050, length=4, datamatch=0)
-        >>> vm.ioeventfd(event, 0xD000_0050, length=4, datamatch=0, deassign=True)
-        >>> os.close(event)
-        """
-        request = _ffi.new("struct kvm_ioeventfd *")
-        request.fd, request.addr, request.len = eventfd, address, length
-        if datamatch is not None:
-            request.datamatch = datamatch
-            request.flags |= _lib.KVM_IOEVENTFD_FLAG_DATAMATCH
-        if pio:
-            request.flags |= _lib.KVM_IOEVENTFD_FLAG_PIO
-        if deassign:
-            request.flags |= _lib.KVM_IOEVENTFD_FLAG_DEASSIGN
-        detail = f"eventfd {eventfd}, {'port' if pio else 'gpa'} {address:#x}, length {length}"
-        ioctls.KVM_IOEVENTFD(self.fileno(), request, detail)
 
     # -- life
 

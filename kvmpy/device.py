@@ -1,0 +1,214 @@
+"""Devices that KVM itself has, and the attributes of descriptors (KVM API, "4.79
+KVM_CREATE_DEVICE", "4.80 KVM_SET_DEVICE_ATTR").
+
+x86 has one device, KVM_DEV_TYPE_VFIO, which ties VFIO groups to a VM: it is there where the module
+was built with CONFIG_KVM_VFIO, else KVM answers ENODEV.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import _native, ioctls
+from .errors import ClosedError, KvmIoctlError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_lib, _ffi = _native.lib, _native.ffi
+
+#: KVM_DEV_TYPE_* by name; all but vfio belong to other architectures.
+DEVICE_TYPES: dict[str, int] = {
+    "fsl_mpic_20": _lib.KVM_DEV_TYPE_FSL_MPIC_20,
+    "fsl_mpic_42": _lib.KVM_DEV_TYPE_FSL_MPIC_42,
+    "xics": _lib.KVM_DEV_TYPE_XICS,
+    "vfio": _lib.KVM_DEV_TYPE_VFIO,
+    "arm_vgic_v2": _lib.KVM_DEV_TYPE_ARM_VGIC_V2,
+    "flic": _lib.KVM_DEV_TYPE_FLIC,
+    "arm_vgic_v3": _lib.KVM_DEV_TYPE_ARM_VGIC_V3,
+    "arm_vgic_its": _lib.KVM_DEV_TYPE_ARM_VGIC_ITS,
+    "xive": _lib.KVM_DEV_TYPE_XIVE,
+    "arm_pv_time": _lib.KVM_DEV_TYPE_ARM_PV_TIME,
+}
+#: What a descriptor of which kind without attributes answers.
+_NO_SUCH = (errno.ENXIO, errno.ENOTTY, errno.EPERM)
+
+
+class Attributes:
+    """The attributes of a descriptor: KVM's, a VM's, a vCPU's or a device's. Each has a group and
+    a number, and a value whose size they determine.
+    """
+
+    def __init__(self, fileno: Callable[[], int], capability: str):
+        self._fileno = fileno
+        self._capability = capability
+
+    def _call(self, ioctl: ioctls.Ioctl, group: int, attr: int, value: object) -> int:
+        request = _ffi.new("struct kvm_device_attr *")
+        request.group, request.attr = group, attr
+        if value is not None:
+            request.addr = int(_ffi.cast("uintptr_t", _ffi.from_buffer(value)))
+        return ioctl.raw(self._fileno(), request)
+
+    def _check(self, result: int, ioctl: ioctls.Ioctl, group: int, attr: int) -> None:
+        if result >= 0:
+            return
+        fd = self._fileno()
+        if -result in (*_NO_SUCH, errno.EINVAL) and ioctls.lacks(fd, self._capability):
+            raise UnsupportedError(
+                f"{ioctl.name}: this KVM has no {self._capability}", self._capability
+            )
+        detail = f"group {group}, attribute {attr}"
+        if -result in (errno.ENOTTY, errno.EINVAL):  # not this row's capability: it has been asked
+            raise KvmIoctlError(ioctl.name, -result, detail)
+        raise ioctl.error(fd, -result, detail)
+
+    def has(self, group: int, attr: int) -> bool:
+        """KVM_HAS_DEVICE_ATTR: whether there is such an attribute. KVM API, 4.81.
+
+        >>> kvm.attributes.has(99, 0)
+        False
+        """
+        result = self._call(ioctls.KVM_HAS_DEVICE_ATTR, group, attr, None)
+        if -result not in _NO_SUCH:
+            self._check(result, ioctls.KVM_HAS_DEVICE_ATTR, group, attr)
+        return result >= 0
+
+    def get(self, group: int, attr: int, size: int = 8) -> int:
+        """KVM_GET_DEVICE_ATTR: its value of ``size`` bytes as a number. KVM API, 4.80.
+
+        ``size`` must be the attribute's: KVM writes as many bytes as that has. Raises KvmIoctlError
+        (ENXIO) if there is no such attribute, UnsupportedError if this descriptor has none at all.
+
+        >>> kvm.attributes.get(0, 0) & 3  # KVM_X86_XCOMP_GUEST_SUPP: x87 and SSE at least
+        3
+        """
+        return int.from_bytes(self.get_bytes(group, attr, size), "little")
+
+    def get_bytes(self, group: int, attr: int, size: int) -> bytes:
+        """As :meth:`get`, for a structure.
+
+        >>> len(kvm.attributes.get_bytes(0, 0, 8))
+        8
+        """
+        if size < 0:
+            raise ValueError(f"{size} bytes")
+        value = bytearray(max(size, 8))  # no attribute of a number is larger
+        result = self._call(ioctls.KVM_GET_DEVICE_ATTR, group, attr, value)
+        self._check(result, ioctls.KVM_GET_DEVICE_ATTR, group, attr)
+        return bytes(value[:size])
+
+    def set(self, group: int, attr: int, value: int | Buffer | None = None) -> None:
+        """KVM_SET_DEVICE_ATTR, to a number (8 bytes), bytes, or nothing. KVM API, 4.80.
+
+        >>> cpu.attributes.set(0, 0, cpu.attributes.get(0, 0))  # KVM_VCPU_TSC_OFFSET
+        """
+        raw = value.to_bytes(8, "little") if isinstance(value, int) else value
+        result = self._call(ioctls.KVM_SET_DEVICE_ATTR, group, attr, raw)
+        self._check(result, ioctls.KVM_SET_DEVICE_ATTR, group, attr)
+
+
+class Device:
+    """A device inside KVM. Made by :meth:`VM.create_device`."""
+
+    def __init__(self, fd: int, type: int):
+        self._fd = fd
+        #: KVM_DEV_TYPE_*.
+        self.type = type
+
+    @property
+    def attributes(self) -> Attributes:
+        """What it is controlled by."""
+        return Attributes(self.fileno, "KVM_CAP_DEVICE_CTRL")
+
+    def fileno(self) -> int:
+        """The descriptor. Raises ClosedError after close()."""
+        if self._fd < 0:
+            raise ClosedError("this device is closed")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the descriptor: the VM loses the device."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+    def __repr__(self) -> str:
+        names = {number: name for name, number in DEVICE_TYPES.items()}
+        what = names.get(self.type, f"of type {self.type}")
+        return f"<Device {what}, closed>" if self.closed else f"<Device {what} fd {self._fd}>"
+
+
+class DeviceMethods:
+    """The part of a VM that makes devices."""
+
+    if TYPE_CHECKING:
+
+        def fileno(self) -> int: ...
+
+    @property
+    def attributes(self) -> Attributes:
+        """The VM's attributes. No x86 KVM up to 6.18 has any: KVM_CAP_VM_ATTRIBUTES.
+
+        >>> vm.attributes.has(0, 0)
+        False
+        """
+        return Attributes(self.fileno, "KVM_CAP_VM_ATTRIBUTES")
+
+    def create_device(self, type: int | str) -> Device:
+        """KVM_CREATE_DEVICE: make a device of KVM's own. KVM API, 4.79.
+
+        ``type``: KVM_DEV_TYPE_*, or its name: "vfio" on x86. Raises UnsupportedError for a type
+        that this KVM has not, KvmIoctlError (EEXIST) for a second one of its kind.
+
+        >>> if vm.has_device("vfio"):
+        ...     vm.create_device("vfio").close()
+        """
+        number = _device_type(type)
+        request = _ffi.new("struct kvm_create_device *", {"type": number})
+        result = ioctls.KVM_CREATE_DEVICE.raw(self.fileno(), request)
+        if result == -errno.ENODEV:
+            raise UnsupportedError(f"this KVM has no device of type {type}", "KVM_CAP_DEVICE_CTRL")
+        if result < 0:
+            raise ioctls.KVM_CREATE_DEVICE.error(self.fileno(), -result, f"type {type}")
+        ioctls.remember_origin(request.fd, self.fileno())
+        return Device(request.fd, number)
+
+    def has_device(self, type: int | str) -> bool:
+        """KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST: whether this KVM has such devices.
+
+        >>> vm.has_device(9999)
+        False
+        """
+        request = _ffi.new("struct kvm_create_device *", {"type": _device_type(type)})
+        request.flags = _lib.KVM_CREATE_DEVICE_TEST
+        result = ioctls.KVM_CREATE_DEVICE.raw(self.fileno(), request)
+        if result < 0 and result != -errno.ENODEV:
+            raise ioctls.KVM_CREATE_DEVICE.error(self.fileno(), -result, f"type {type}, test")
+        return result >= 0
+
+
+def _device_type(type: int | str) -> int:
+    if isinstance(type, int):
+        return type
+    if type not in DEVICE_TYPES:
+        raise ValueError(f"device type {type!r} is not one of {', '.join(DEVICE_TYPES)}")
+    return DEVICE_TYPES[type]

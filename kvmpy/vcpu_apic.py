@@ -1,0 +1,92 @@
+"""The part of a vCPU that tunes it: capabilities, attributes, the TPR's reporting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import _native, capabilities, ioctls
+from .device import Attributes
+from .errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .vm import VM
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class ApicMethods:
+    """Capabilities, attributes, TPR reporting and the VAPIC page of a vCPU."""
+
+    if TYPE_CHECKING:
+        vm: VM
+
+        def _settle(self, fields: int) -> int: ...
+
+    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
+        """KVM_ENABLE_CAP on the vCPU with up to four arguments. KVM API, 4.37.
+
+        >>> if kvm.check_extension("KVM_CAP_HYPERV_ENFORCE_CPUID"):
+        ...     cpu.enable_capability("KVM_CAP_HYPERV_ENFORCE_CPUID", 1)
+        """
+        request = _ffi.new("struct kvm_enable_cap *")
+        request.cap, request.flags = capabilities.number(capability), flags
+        for i, value in enumerate(args):
+            request.args[i] = value
+        ioctls.KVM_ENABLE_CAP(self._settle(0), request, f"capability {capability}")
+
+    @property
+    def attributes(self) -> Attributes:
+        """The vCPU's attributes (KVM_CAP_VCPU_ATTRIBUTES): on x86 KVM_VCPU_TSC_CTRL.
+
+        >>> cpu.attributes.has(0, 0)  # KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET
+        True
+        """
+        return Attributes(lambda: self._settle(0), "KVM_CAP_VCPU_ATTRIBUTES")
+
+    @property
+    def tsc_offset(self) -> int:
+        """The guest's TSC less the host's (scaled to the guest's frequency), in TSC ticks; negative
+        for a guest that began after the host. KVM's vCPU attributes, "KVM_VCPU_TSC_CTRL".
+
+        Setting it raises UnsupportedError where KVM takes it and leaves the TSC as it is (guests
+        whose RDTSC shows the host's).
+
+        >>> cpu.tsc_offset = cpu.tsc_offset
+        """
+        value = self.attributes.get(_lib.KVM_VCPU_TSC_CTRL, _lib.KVM_VCPU_TSC_OFFSET)
+        return value - (1 << 64) if value >> 63 else value
+
+    @tsc_offset.setter
+    def tsc_offset(self, ticks: int) -> None:
+        if not -(1 << 63) <= ticks < 1 << 64:
+            raise ValueError(f"TSC offset {ticks:#x} does not fit in 64 bits")
+        self.attributes.set(_lib.KVM_VCPU_TSC_CTRL, _lib.KVM_VCPU_TSC_OFFSET, ticks & (1 << 64) - 1)
+        if (self.tsc_offset ^ ticks) & (1 << 64) - 1:
+            raise UnsupportedError(
+                f"this KVM accepts a TSC offset ({ticks:#x}) and ignores it: its guests read the "
+                "host's TSC"
+            )
+
+    def report_tpr_access(self, enabled: bool = True) -> None:
+        """KVM_TPR_ACCESS_REPORTING: the guest's accesses to the LAPIC's task priority register come
+        as the exit :class:`TprAccess`, which follows the access.
+
+        Processors that virtualize the register do not report it, nor does a VM without irqchip.
+
+        >>> with kvmpy.VM(irqchip=True) as other:
+        ...     other.vcpu().report_tpr_access()
+        """
+        control = _ffi.new("struct kvm_tpr_access_ctl *", {"enabled": enabled})
+        ioctls.KVM_TPR_ACCESS_REPORTING(self._settle(0), control, f"{enabled}")
+
+    def set_vapic_address(self, gpa: int) -> None:
+        """KVM_SET_VAPIC_ADDR: KVM keeps the TPR, and the highest interrupts in request and in
+        service, in 4 bytes of guest memory for code patched by user space; 0 for no longer.
+
+        In a VM with an irqchip; else KvmIoctlError (EINVAL).
+
+        >>> with kvmpy.VM("1M", irqchip=True) as other:
+        ...     other.vcpu().set_vapic_address(0x3000)
+        """
+        address = _ffi.new("struct kvm_vapic_addr *", {"vapic_addr": gpa})
+        ioctls.KVM_SET_VAPIC_ADDR(self._settle(0), address, f"gpa {gpa:#x}")
