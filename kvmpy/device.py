@@ -121,22 +121,41 @@ class Device:
 
     @property
     def attributes(self) -> Attributes:
-        """What it is controlled by."""
+        """What it is controlled by.
+
+        >>> if vm.has_device("vfio"):  # not every KVM has one
+        ...     with vm.create_device("vfio") as vfio:
+        ...         assert not vfio.attributes.has(99, 0)
+        """
         return Attributes(self.fileno, "KVM_CAP_DEVICE_CTRL")
 
     def fileno(self) -> int:
-        """The descriptor. Raises ClosedError after close()."""
+        """The descriptor. Raises ClosedError after close().
+
+        >>> if vm.has_device("vfio"):  # not every KVM has one
+        ...     with vm.create_device("vfio") as vfio:
+        ...         assert vfio.fileno() > 2
+        """
         if self._fd < 0:
             raise ClosedError("this device is closed")
         return self._fd
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() was called.
+
+        >>> if vm.has_device("vfio"):  # not every KVM has one
+        ...     with vm.create_device("vfio") as vfio:
+        ...         assert not vfio.closed
+        """
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the descriptor: the VM loses the device."""
+        """Close the descriptor: the VM loses the device.
+
+        >>> if vm.has_device("vfio"):  # not every KVM has one
+        ...     vm.create_device("vfio").close()
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -78,7 +78,7 @@ class EncryptionMethods:
         request = _ffi.new("struct kvm_sev_cmd *", {"id": command})
         request.sev_fd = sev_fd & 0xFFFF_FFFF
         if data is not None:
-            buffer = _ffi.from_buffer("char[]", data, require_writable=True)
+            buffer = _ffi.from_buffer("char[]", data, True)
             request.data = int(_ffi.cast("uintptr_t", buffer))
         ioctl = ioctls.KVM_MEMORY_ENCRYPT_OP
         result = ioctl.raw(self.fileno(), request)
@@ -114,7 +114,7 @@ class EncryptionMethods:
         self._region(ioctls.KVM_MEMORY_ENCRYPT_UNREG_REGION, memory)
 
     def _region(self, ioctl: ioctls.Ioctl, memory: Buffer) -> None:
-        buffer = _ffi.from_buffer("char[]", memory, require_writable=True)
+        buffer = _ffi.from_buffer("char[]", memory, True)
         region = _ffi.new("struct kvm_enc_region *")
         region.addr, region.size = int(_ffi.cast("uintptr_t", buffer)), len(buffer)
         result = ioctl.raw(self.fileno(), region)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import _native, capabilities, ioctls
 from .cpuid import Cpuid
-from .vm_events import HasFileno, descriptor
+from .vm_events import HasFileno, _descriptor
 
 if TYPE_CHECKING:
     from .vm import VM
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _lib, _ffi = _native.lib, _native.ffi
 
 
-def supported_cpuid(fd: int) -> Cpuid:
+def _supported_cpuid(fd: int) -> Cpuid:
     """The leaves 0x40000000 on that KVM's enlightenments ask for. E2BIG means: a larger table."""
     ioctl, entries = ioctls.KVM_GET_SUPPORTED_HV_CPUID, 16
     while True:
@@ -53,7 +53,7 @@ class HypervMethods:
         >>> os.close(event)
         """
         request = _ffi.new("struct kvm_hyperv_eventfd *", {"conn_id": conn_id})
-        request.fd = descriptor(eventfd)
+        request.fd = _descriptor(eventfd)
         request.flags = _lib.KVM_HYPERV_EVENTFD_DEASSIGN if deassign else 0
         ioctls.KVM_HYPERV_EVENTFD(self.fileno(), request, f"connection {conn_id:#x}")
 
@@ -75,7 +75,7 @@ class HypervVcpuMethods:
         ...     assert 0x4000_0001 in [leaf.function for leaf in cpu.supported_hyperv_cpuid()]
         """
         capabilities.require(self.vm, "KVM_CAP_HYPERV_CPUID")
-        return supported_cpuid(self._settle(0))
+        return _supported_cpuid(self._settle(0))
 
     def enable_hyperv_synic(self) -> None:
         """KVM_CAP_HYPERV_SYNIC2: the synthetic interrupt controller, whose message and event pages

@@ -34,7 +34,11 @@ _PIT_ACCESS: Final = ("latch", "low byte", "high byte", "word, low byte", "word,
 
 
 def choice(names: tuple[str, ...], name: str, what: str) -> int:
-    """The number of ``name``. Raises ValueError that lists the others."""
+    """The number of ``name``. Raises ValueError that lists the others.
+
+    >>> kvmpy.irqchips.choice(kvmpy.irqchips.DELIVERY_MODES, "nmi", "delivery mode")
+    4
+    """
     try:
         return names.index(name)
     except ValueError:
@@ -51,7 +55,7 @@ class PicState(Record):
     ``irr`` requested, ``imr`` masked, ``isr`` in service, ``elcr`` level-triggered: a bit for each
     of its eight inputs. ``irq_base`` is the vector of input 0.
 
-    >>> kvmpy.irqchips.PicState(irr=0x10, irq_base=0x20).irr
+    >>> kvmpy.PicState(irr=0x10, irq_base=0x20).irr
     16
     """
 
@@ -85,7 +89,7 @@ class RedirectionEntry(Record):
     ``polarity`` "high" or "low", ``trigger`` "edge" or "level". ``remote_irr``: a level interrupt
     was delivered and waits for its EOI. ``dest_id``: APIC id, 0..255. ``reserved``: bits 17 to 55.
 
-    >>> kvmpy.irqchips.RedirectionEntry(vector=0x31, trigger="level")
+    >>> kvmpy.RedirectionEntry(vector=0x31, trigger="level")
     <vector 0x31 to APIC 0x0: fixed, physical, active high, level>
     """
 
@@ -104,7 +108,7 @@ class RedirectionEntry(Record):
     def from_bits(cls, bits: int) -> Self:
         """From the entry's 64 bits.
 
-        >>> kvmpy.irqchips.RedirectionEntry.from_bits(0x0100_0000_0001_0420)
+        >>> kvmpy.RedirectionEntry.from_bits(0x0100_0000_0001_0420)
         <vector 0x20 to APIC 0x1: nmi, physical, active high, edge, masked>
         """
         return cls(
@@ -124,7 +128,7 @@ class RedirectionEntry(Record):
     def bits(self) -> int:
         """The 64 bits. Raises ValueError for a field that does not fit.
 
-        >>> hex(kvmpy.irqchips.RedirectionEntry(vector=0x31, masked=True).bits)
+        >>> hex(kvmpy.RedirectionEntry(vector=0x31, masked=True).bits)
         '0x10031'
         """
         for name, width in (("vector", 8), ("dest_id", 8), ("reserved", 39)):
@@ -145,11 +149,20 @@ class RedirectionEntry(Record):
 
     @classmethod
     def from_c(cls, structure: Any) -> Self:
-        """From an element of kvm_ioapic_state's table."""
+        """From an element of kvm_ioapic_state's table: for the package's own use.
+
+        >>> structure = kvmpy.IoapicState().to_c()
+        >>> kvmpy.RedirectionEntry.from_c(structure.redirtbl[0]).masked
+        True
+        """
         return cls.from_bits(structure.bits)
 
     def fill(self, structure: Any) -> None:
-        """Into an element of kvm_ioapic_state's table."""
+        """Into an element of kvm_ioapic_state's table: for the package's own use.
+
+        >>> structure = kvmpy.IoapicState().to_c()
+        >>> kvmpy.RedirectionEntry(vector=0x31).fill(structure.redirtbl[0])
+        """
         structure.bits = self.bits
 
     def __repr__(self) -> str:
@@ -165,8 +178,8 @@ class IoapicState(Record):
     """The IOAPIC: what KVM_GET_IRQCHIP gives for it. ``redirtbl`` has an entry for each of its 24
     pins; ``irr`` a bit for each pin whose interrupt waits.
 
-    >>> state = kvmpy.irqchips.IoapicState()
-    >>> state.with_entry(4, kvmpy.irqchips.RedirectionEntry(vector=0x31)).redirtbl[4].vector
+    >>> state = kvmpy.IoapicState()
+    >>> state.with_entry(4, kvmpy.RedirectionEntry(vector=0x31)).redirtbl[4].vector
     49
     """
 
@@ -183,8 +196,8 @@ class IoapicState(Record):
     def with_entry(self, pin: int, entry: RedirectionEntry) -> Self:
         """A copy whose ``pin`` (0..23) leads where ``entry`` says.
 
-        >>> entry = kvmpy.irqchips.RedirectionEntry(vector=0x22)
-        >>> kvmpy.irqchips.IoapicState().with_entry(2, entry).redirtbl[2] == entry
+        >>> entry = kvmpy.RedirectionEntry(vector=0x22)
+        >>> kvmpy.IoapicState().with_entry(2, entry).redirtbl[2] == entry
         True
         """
         if not 0 <= pin < len(self.redirtbl):
@@ -256,7 +269,7 @@ class PitChannel(Record):
 class PitState(Record):
     """The i8254: three counters, and ``flags``.
 
-    >>> len(kvmpy.irqchips.PitState().channels)
+    >>> len(kvmpy.PitState().channels)
     3
     """
 

@@ -49,4 +49,4 @@ class ExtraMethods:
         ...     assert kvm.supported_hyperv_cpuid()[0x4000_0001].eax == 0x3123_7648  # "Hv#1"
         """
         capabilities.require(self, "KVM_CAP_SYS_HYPERV_CPUID")
-        return hyperv.supported_cpuid(self.fileno())
+        return hyperv._supported_cpuid(self.fileno())

@@ -28,7 +28,7 @@ class MsiMessage:
     ``dest_id``: APIC id; above 255 it takes :meth:`VM.enable_x2apic_ids`. ``delivery_mode`` is one
     of ``irqchips.DELIVERY_MODES``; ``redirection_hint`` lets the chipset choose among several.
 
-    >>> message = kvmpy.routing.MsiMessage(dest_id=1, vector=0x41)
+    >>> message = kvmpy.MsiMessage(dest_id=1, vector=0x41)
     >>> hex(message.address), hex(message.data)
     ('0xfee01000', '0x41')
     """
@@ -54,7 +54,7 @@ class MsiMessage:
         """The 64-bit address; bits 8 and up of ``dest_id`` are in its upper half (KVM API,
         "KVM_CAP_X2APIC_API").
 
-        >>> hex(kvmpy.routing.MsiMessage(dest_id=0x1234, vector=0).address)
+        >>> hex(kvmpy.MsiMessage(dest_id=0x1234, vector=0).address)
         '0x1200fee34000'
         """
         low = (self.dest_id & 0xFF) << 12 | self.redirection_hint << 3
@@ -64,7 +64,7 @@ class MsiMessage:
     def data(self) -> int:
         """The data word.
 
-        >>> hex(kvmpy.routing.MsiMessage(vector=0x41, trigger="level").data)
+        >>> hex(kvmpy.MsiMessage(vector=0x41, trigger="level").data)
         '0xc041'
         """
         level = self.trigger == "level"
@@ -75,7 +75,7 @@ class MsiMessage:
     def decode(cls, address: int, data: int) -> Self:
         """The message behind an address and data. Raises ValueError for an address that is none.
 
-        >>> kvmpy.routing.MsiMessage.decode(0xFEE0_1000, 0x41).dest_id
+        >>> kvmpy.MsiMessage.decode(0xFEE0_1000, 0x41).dest_id
         1
         """
         if address & 0xFF_FFF0_0000 != MSI_BASE or address >> 64:
@@ -97,7 +97,7 @@ class IrqchipRoute:
     """``gsi`` drives ``pin`` of an in-kernel chip: ``irqchip`` is "pic-master", "pic-slave" or
     "ioapic".
 
-    >>> kvmpy.routing.IrqchipRoute(4, "ioapic", 4).pin
+    >>> kvmpy.IrqchipRoute(4, "ioapic", 4).pin
     4
     """
 
@@ -118,7 +118,7 @@ class IrqchipRoute:
 class MsiRoute:
     """``gsi`` sends an MSI. ``devid`` tells which device sends it; KVM on x86 ignores it.
 
-    >>> kvmpy.routing.MsiRoute.of(24, kvmpy.routing.MsiMessage(vector=0x41)).data
+    >>> kvmpy.MsiRoute.of(24, kvmpy.MsiMessage(vector=0x41)).data
     65
     """
 
@@ -131,8 +131,8 @@ class MsiRoute:
     def of(cls, gsi: int, message: MsiMessage) -> Self:
         """The route of a message.
 
-        >>> message = kvmpy.routing.MsiMessage(vector=0x41)
-        >>> kvmpy.routing.MsiRoute.of(24, message).message == message
+        >>> message = kvmpy.MsiMessage(vector=0x41)
+        >>> kvmpy.MsiRoute.of(24, message).message == message
         True
         """
         return cls(gsi, message.address, message.data)
@@ -141,14 +141,14 @@ class MsiRoute:
     def message(self) -> MsiMessage:
         """Address and data, decoded.
 
-        >>> kvmpy.routing.MsiRoute(24, 0xFEE0_0000, 0x41).message.vector
+        >>> kvmpy.MsiRoute(24, 0xFEE0_0000, 0x41).message.vector
         65
         """
         return MsiMessage.decode(self.address, self.data)
 
     def _fill(self, entry: Any) -> None:
         entry.type = _lib.KVM_IRQ_ROUTING_MSI
-        fill_msi(entry.u.msi, self.address, self.data)
+        _fill_msi(entry.u.msi, self.address, self.data)
         if self.devid is not None:
             entry.flags, entry.u.msi.devid = _lib.KVM_MSI_VALID_DEVID, self.devid
 
@@ -157,7 +157,7 @@ class MsiRoute:
 class HvSintRoute:
     """``gsi`` raises a Hyper-V synthetic interrupt: ``sint`` 0..15 of vCPU ``vcpu``.
 
-    >>> kvmpy.routing.HvSintRoute(24, vcpu=0, sint=2).sint
+    >>> kvmpy.HvSintRoute(24, vcpu=0, sint=2).sint
     2
     """
 
@@ -174,7 +174,7 @@ class HvSintRoute:
 class XenEventRoute:
     """``gsi`` raises Xen event channel ``port`` on vCPU ``vcpu``.
 
-    >>> kvmpy.routing.XenEventRoute(24, port=3, vcpu=0).port
+    >>> kvmpy.XenEventRoute(24, port=3, vcpu=0).port
     3
     """
 
@@ -192,7 +192,7 @@ class XenEventRoute:
 Route = IrqchipRoute | MsiRoute | HvSintRoute | XenEventRoute
 
 
-def fill_msi(structure: Any, address: int, data: int) -> None:
+def _fill_msi(structure: Any, address: int, data: int) -> None:
     """Address and data into kvm_msi or kvm_irq_routing_msi."""
     structure.address_lo, structure.address_hi = address & 0xFFFF_FFFF, address >> 32
     structure.data = data
@@ -211,7 +211,7 @@ def default_routes() -> tuple[Route, ...]:
     return (*pics, *(IrqchipRoute(gsi, "ioapic", gsi) for gsi in range(24)))
 
 
-def table(routes: Iterable[Route], most: int) -> tuple[Any, tuple[Route, ...]]:
+def _table(routes: Iterable[Route], most: int) -> tuple[Any, tuple[Route, ...]]:
     """The kvm_irq_routing for these, and the routes. Raises ValueError for more than ``most`` of
     them, and for a GSI that is not below it."""
     entries = tuple(routes)

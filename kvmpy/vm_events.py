@@ -24,7 +24,7 @@ class HasFileno(Protocol):
         """The descriptor."""
 
 
-def descriptor(source: int | HasFileno) -> int:
+def _descriptor(source: int | HasFileno) -> int:
     """The number of a descriptor, or of what has one."""
     return source if isinstance(source, int) else source.fileno()
 
@@ -64,13 +64,13 @@ class EventMethods:
         >>> os.close(event)
         """
         request = _ffi.new("struct kvm_irqfd *")
-        request.fd, request.gsi = descriptor(eventfd), gsi
+        request.fd, request.gsi = _descriptor(eventfd), gsi
         if deassign:
             request.flags |= _lib.KVM_IRQFD_FLAG_DEASSIGN
         if resample is not None:
             capabilities.require(self, "KVM_CAP_IRQFD_RESAMPLE")
             request.flags |= _lib.KVM_IRQFD_FLAG_RESAMPLE
-            request.resamplefd = descriptor(resample)
+            request.resamplefd = _descriptor(resample)
         ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {request.fd}, gsi {gsi}")
 
     def ioeventfd(
@@ -95,7 +95,7 @@ class EventMethods:
         >>> os.close(event)
         """
         request = _ffi.new("struct kvm_ioeventfd *")
-        request.fd, request.addr, request.len = descriptor(eventfd), address, length
+        request.fd, request.addr, request.len = _descriptor(eventfd), address, length
         if datamatch is not None:
             request.datamatch = datamatch
             request.flags |= _lib.KVM_IOEVENTFD_FLAG_DATAMATCH

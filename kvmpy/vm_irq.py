@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from . import _native, capabilities, ioctls
 from .errors import KvmIoctlError, UnsupportedError
 from .irqchips import CHIPS, IoapicState, PicState, PitState
-from .routing import MsiMessage, MsiRoute, Route, default_routes, fill_msi, table
+from .routing import MsiMessage, MsiRoute, Route, _fill_msi, _table, default_routes
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -24,7 +24,7 @@ class IrqStatus(int):
     """What became of an interrupt: how many CPUs it was delivered to, 0 when it merged with one
     that was pending, negative when it was masked.
 
-    >>> kvmpy.vm_irq.IrqStatus(0)
+    >>> kvmpy.IrqStatus(0)
     <IrqStatus 0: coalesced>
     """
 
@@ -32,7 +32,7 @@ class IrqStatus(int):
     def delivered(self) -> bool:
         """Whether a CPU took it.
 
-        >>> kvmpy.vm_irq.IrqStatus(1).delivered
+        >>> kvmpy.IrqStatus(1).delivered
         True
         """
         return self > 0
@@ -41,7 +41,7 @@ class IrqStatus(int):
     def coalesced(self) -> bool:
         """Whether it merged with one that was pending.
 
-        >>> kvmpy.vm_irq.IrqStatus(1).coalesced
+        >>> kvmpy.IrqStatus(1).coalesced
         False
         """
         return self == 0
@@ -50,7 +50,7 @@ class IrqStatus(int):
     def masked(self) -> bool:
         """Whether every controller on its way has it masked.
 
-        >>> kvmpy.vm_irq.IrqStatus(-1).masked
+        >>> kvmpy.IrqStatus(-1).masked
         True
         """
         return self < 0
@@ -259,7 +259,7 @@ class IrqMethods:
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.set_gsi_routing(kvmpy.routing.default_routes())
         """
-        structure, entries = table(routes, self.check_extension(_lib.KVM_CAP_IRQ_ROUTING))
+        structure, entries = _table(routes, self.check_extension(_lib.KVM_CAP_IRQ_ROUTING))
         for route in entries:
             if isinstance(route, MsiRoute):
                 self._check_address(route.address)
@@ -272,7 +272,7 @@ class IrqMethods:
         What the GSI led to before is forgotten. It then takes :meth:`irqfd` and :meth:`irq_line`.
 
         >>> with kvmpy.VM(irqchip=True) as other:
-        ...     other.add_msi_route(kvmpy.routing.MsiMessage(vector=0x41))
+        ...     other.add_msi_route(kvmpy.MsiMessage(vector=0x41))
         24
         """
         if gsi is None:
@@ -322,7 +322,7 @@ class IrqMethods:
             raise TypeError("an address needs its data")
         self._check_address(address)
         message = _ffi.new("struct kvm_msi *")
-        fill_msi(message, address, data)
+        _fill_msi(message, address, data)
         if devid is not None:
             message.flags, message.devid = _lib.KVM_MSI_VALID_DEVID, devid
         detail = f"address {address:#x}, data {data:#x}"

@@ -157,7 +157,7 @@ def test_table():
         kvmpy.HvSintRoute(26, vcpu=1, sint=2),
         kvmpy.XenEventRoute(27, port=3, vcpu=4),
     )
-    structure, entries = routing.table(iter(routes), 4096)
+    structure, entries = routing._table(iter(routes), 4096)
     assert entries == routes
     pic, msi, with_id, sint, event = structure.entries
     assert structure.nr == 5
@@ -194,8 +194,8 @@ def test_status(value):
 def test_descriptors(tmp_path):
     """A number, or what has one."""
     with open(tmp_path / "f", "w") as file:
-        assert vm_events.descriptor(file) == file.fileno()
-    assert vm_events.descriptor(5) == 5
+        assert vm_events._descriptor(file) == file.fileno()
+    assert vm_events._descriptor(5) == 5
 
 
 # ---------------------------------------------------------------- Xen
