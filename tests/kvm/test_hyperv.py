@@ -67,7 +67,6 @@ def test_synthetic_interrupt():
         setup = f"{NO_PIC}; {XAPIC}; xor edx, edx; mov ecx, {MSR_SINT2}; mov eax, 0x91; wrmsr"
         boot(vm, setup, [0x91], cpu=cpu)
         vm.set_gsi_routing((*vm.gsi_routes, kvmpy.HvSintRoute(24, vcpu=0, sint=2)))
-        vm.irq_line(24, 1)
         vm.load(kvmpy.asm(f"mov ecx, {MSR_SCONTROL}; mov eax, 1; xor edx, edx; wrmsr; sti; "
                           "1: hlt; jmp 1b", org=0x2000), at=0x2000)  # fmt: skip
         cpu.regs.rip = 0x2000

@@ -2,7 +2,7 @@
  * The ring of coalesced writes over a scripted KVM: everybody gets theirs, in order, before the exit
  * that comes after them; nothing is lost or handed out twice, whatever stops the run.
  */
-#define _GNU_SOURCE /* memfd_create */
+#define _GNU_SOURCE /* memfd_create, F_SETPIPE_SZ */
 #include <pthread.h>
 
 #include "fake_kvm.h"
@@ -290,6 +290,58 @@ static void a_ring_that_cannot_be(void)
 	}
 }
 
+/* A console whose pipe is full holds the guest back, and the rest of the ring with it. */
+static void a_full_pipe_loses_nothing(void)
+{
+	static struct step script[160 + 1];
+	static char letters[160][8], fill[4096], got[4096 + sizeof(letters)];
+	struct shim_device *console;
+	struct shim_sink *sink;
+	unsigned length = 0;
+	int ends[2], runs = 0, stop;
+
+	for (unsigned i = 0; i < 160; i++) {
+		memset(letters[i], 'A' + i % 26, 8);
+		script[i] = (struct step){ STEP_COALESCE, NOBODY, 8, 0, letters[i] };
+	}
+	script[160] = (struct step){ STEP_EXIT, 0, 5 };
+	CHECK_EQUAL(pipe(ends), 0);
+	fcntl(ends[1], F_SETPIPE_SZ, 4096);
+	fcntl(ends[0], F_SETFL, O_NONBLOCK);
+	CHECK_EQUAL(write(ends[1], fill, 4096), 4096);
+	begin_coalesced(script);
+	sink = shim_sink_new(ends[1]);
+	console = shim_debugcon_new(sink);
+	CHECK_EQUAL(shim_bus_claim(bus, true, NOBODY, 8, SHIM_OWNER_DEVICE, 0, console), 0);
+	memset(sink->bytes, '.', SHIM_SINK_FULL - 100);
+	sink->length = SHIM_SINK_FULL - 100;
+	do { /* three runs against a reader that has stopped; then it reads */
+		ssize_t n;
+
+		stop = shim_run(vcpu, 20000000, UINT64_MAX);
+		CHECK(sink->length <= SHIM_SINK_FULL + 8);
+		if (runs++ < 3) {
+			CHECK_EQUAL(stop, SHIM_TIMEOUT);
+			CHECK(coalesced_ring()->first != coalesced_ring()->last);
+		} else if ((n = read(ends[0], got, 4096)) > 0) {
+			length += n;
+		}
+	} while (stop == SHIM_TIMEOUT && runs < 2000);
+	CHECK_EQUAL(stop, SHIM_EXIT);
+	while (shim_sink_flush(sink) == -EAGAIN || length < 4096 + SHIM_SINK_FULL - 100 + 160 * 8) {
+		ssize_t n = read(ends[0], got, sizeof(got));
+
+		if (n > 0)
+			length += n;
+	}
+	CHECK_EQUAL(length, 4096 + SHIM_SINK_FULL - 100 + 160 * 8);
+	end();
+	shim_device_free(console);
+	shim_sink_free(sink);
+	close(ends[0]);
+	close(ends[1]);
+}
+
 /* ---- another thread hands records out: this vCPU's exit waits */
 
 static int other_stop;
@@ -357,6 +409,7 @@ static void no_thread_waits_for_itself(void)
 
 int main(void)
 {
+	signal(SIGPIPE, SIG_IGN); /* as Python does */
 	the_page_must_be_in_the_mapping();
 	owners_get_their_writes_in_order_and_first();
 	reads_come_after_the_writes();
@@ -368,6 +421,7 @@ int main(void)
 	a_kick_is_not_lost_over_them();
 	failures_come_after_them();
 	a_ring_that_cannot_be();
+	a_full_pipe_loses_nothing();
 	an_exit_waits_for_writes_in_other_hands();
 	a_kick_ends_that_wait();
 	no_thread_waits_for_itself();
