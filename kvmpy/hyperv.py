@@ -1,5 +1,5 @@
 """Hyper-V enlightenments (KVM API, "4.118 KVM_GET_SUPPORTED_HV_CPUID", "4.113
-KVM_HYPERV_EVENTFD", "KVM_CAP_HYPERV_SYNIC2"; Microsoft's Hypervisor Top Level Functional
+KVM_HYPERV_EVENTFD"; Microsoft's Hypervisor Top Level Functional
 Specification)."""
 
 from __future__ import annotations
@@ -65,7 +65,6 @@ class HypervVcpuMethods:
         vm: VM
 
         def _settle(self, fields: int) -> int: ...
-        def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None: ...
 
     def supported_hyperv_cpuid(self) -> Cpuid:
         """KVM_GET_SUPPORTED_HV_CPUID of this vCPU: what depends on enabled capabilities (SynIC,
@@ -76,14 +75,3 @@ class HypervVcpuMethods:
         """
         capabilities.require(self.vm, "KVM_CAP_HYPERV_CPUID")
         return _supported_cpuid(self._settle(0))
-
-    def enable_hyperv_synic(self) -> None:
-        """KVM_CAP_HYPERV_SYNIC2: the synthetic interrupt controller, whose message and event pages
-        the guest places. In a VM with an irqchip. KVM API, "KVM_CAP_HYPERV_SYNIC2".
-
-        >>> if kvm.check_extension("KVM_CAP_HYPERV_SYNIC2"):
-        ...     with kvmpy.VM(irqchip=True) as other:
-        ...         other.vcpu().enable_hyperv_synic()
-        """
-        capabilities.require(self.vm, "KVM_CAP_HYPERV_SYNIC2")
-        self.enable_capability("KVM_CAP_HYPERV_SYNIC2")
