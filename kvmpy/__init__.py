@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         Leaf as Leaf,
     )
     from .device import (
+        Attributes as Attributes,
+    )
+    from .device import (
         Device as Device,
     )
     from .devices import (
@@ -298,6 +301,7 @@ _WHERE = {
     "WriteBatch": ".bus",
     "Cpuid": ".cpuid",
     "Leaf": ".cpuid",
+    "Attributes": ".device",
     "Device": ".device",
     "DebugConsole": ".devices",
     "I8042": ".devices",
