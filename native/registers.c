@@ -39,6 +39,16 @@ static void mark_current(struct shim_vcpu *vcpu, uint64_t fields)
 	vcpu->fields |= fields;
 }
 
+/*
+ * Without an in-kernel LAPIC KVM takes CR8 from kvm_run at each entry, past what SREGS said ("5. The
+ * kvm_run structure").
+ */
+static void pass_cr8(struct shim_vcpu *vcpu, uint64_t fields)
+{
+	if (fields & KVM_SYNC_X86_SREGS)
+		vcpu->run->cr8 = vcpu->regs->sregs.cr8;
+}
+
 static uint64_t edited_fields(const struct shim_vcpu *vcpu)
 {
 	uint64_t edited = 0;
@@ -62,6 +72,7 @@ int shim_write_back(struct shim_vcpu *vcpu)
 		if (ioctl(vcpu->fd, groups[i].set, (char *)vcpu->regs + groups[i].offset) < 0)
 			return -errno;
 		mark_current(vcpu, groups[i].field);
+		pass_cr8(vcpu, groups[i].field);
 	}
 	return 0;
 }
@@ -81,8 +92,10 @@ int shim_hand_over_registers(struct shim_vcpu *vcpu)
 		by_page = 0;
 	}
 	/* shadow := what KVM is about to be given, in case this entry does not take it. */
-	if (by_page)
+	if (by_page) {
 		mark_current(vcpu, by_page);
+		pass_cr8(vcpu, by_page);
+	}
 	vcpu->run->kvm_dirty_regs = by_page;
 	vcpu->run->kvm_valid_regs = vcpu->accessed & vcpu->sync_supported;
 	vcpu->accessed = 0;

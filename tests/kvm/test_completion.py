@@ -125,6 +125,16 @@ def test_edit_of_sregs(start):
     assert cpu.sregs.fs.base == 0x5000
 
 
+def test_edit_of_task_priority(start):
+    """CR8: without an in-kernel LAPIC KVM takes it from kvm_run at entry, whatever SREGS say."""
+    cpu = start("mov rax, cr8; out 0x10, al; mov rax, cr8; out 0x10, al")
+    cpu.sregs.cr8 = 5
+    assert cpu.expect(kvmpy.IoOut, timeout=5).value == 5
+    cpu.sregs.cr8 = 9
+    assert cpu.mp_state == 0  # an ioctl in between writes the edit back by KVM_SET_SREGS
+    assert cpu.expect(kvmpy.IoOut, timeout=5).value == 9
+
+
 def test_edit_of_both_pages(start):
     """General and special registers in one go."""
     cpu = start("hlt; mov rbx, cr2; out 0x10, al")
