@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from .devices import (
         Uart as Uart,
     )
+    from .differences import (
+        diff as diff,
+    )
     from .errors import (
         AsmError as AsmError,
     )
@@ -114,6 +117,12 @@ if TYPE_CHECKING:
     )
     from .errors import (
         MsrError as MsrError,
+    )
+    from .errors import (
+        StateFormatError as StateFormatError,
+    )
+    from .errors import (
+        StateMismatchError as StateMismatchError,
     )
     from .errors import (
         StillRunningError as StillRunningError,
@@ -268,6 +277,9 @@ if TYPE_CHECKING:
     from .routing import (
         XenEventRoute as XenEventRoute,
     )
+    from .state.vcpu import (
+        VcpuState as VcpuState,
+    )
     from .vcpu import (
         VCPU as VCPU,
     )
@@ -312,6 +324,7 @@ _WHERE = {
     "Rtc": ".devices",
     "Sink": ".devices",
     "Uart": ".devices",
+    "diff": ".differences",
     "AsmError": ".errors",
     "ClosedError": ".errors",
     "ConsoleError": ".errors",
@@ -329,6 +342,8 @@ _WHERE = {
     "KvmVersionError": ".errors",
     "KvmpyError": ".errors",
     "MsrError": ".errors",
+    "StateFormatError": ".errors",
+    "StateMismatchError": ".errors",
     "StillRunningError": ".errors",
     "UnexpectedExitError": ".errors",
     "UnsupportedError": ".errors",
@@ -380,6 +395,7 @@ _WHERE = {
     "MsiMessage": ".routing",
     "MsiRoute": ".routing",
     "XenEventRoute": ".routing",
+    "VcpuState": ".state.vcpu",
     "VCPU": ".vcpu",
     "VM": ".vm",
     "IrqStatus": ".vm_irq",
@@ -396,7 +412,7 @@ _MODES = {
 }
 _ROOMS = (
     "boot", "capabilities", "devices", "encryption", "guests", "host", "ioctls", "irqchips",
-    "machine", "msrs", "routing", "vm_irq", "x86", "xen",
+    "machine", "msrs", "routing", "state", "vm_irq", "x86", "xen",
 )  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 

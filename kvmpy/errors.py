@@ -34,6 +34,19 @@ class AsmError(KvmpyError, ValueError):
     """The assembler refused the text, or there is no assembler."""
 
 
+class StateFormatError(KvmpyError, ValueError):
+    """Bytes or text that are not a saved state, or a damaged one."""
+
+
+class StateMismatchError(KvmpyError, ValueError):
+    """A saved state cannot go on here. ``differences`` says what stands against it: an object of
+    ``kvmpy.differences.Differences``, saved -> here."""
+
+    def __init__(self, message: str, differences: object):
+        super().__init__(f"{message}\n{differences!r}")
+        self.differences = differences
+
+
 class UnsupportedError(KvmpyError):
     """This host's KVM lacks a capability.
 
@@ -112,6 +125,21 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_INTERRUPT", _errno.EEXIST): "an interrupt is queued already: wait for IrqWindowOpen",
     ("KVM_SET_SREGS", _errno.EINVAL): "KVM refuses this combination of CR0, CR4 and EFER, or the "
     "CPUID set for this vCPU lacks one of their bits",
+    ("KVM_SET_XSAVE", _errno.EINVAL): "XSTATE_BV has a component that this host or this guest has "
+    "not, or MXCSR a reserved bit",
+    ("KVM_SET_XCRS", _errno.EINVAL): "XCR0 has a component that the vCPU's CPUID lacks, or not "
+    "what comes with it (x87 always; AVX needs SSE)",
+    ("KVM_SET_MP_STATE", _errno.EINVAL): "without an in-kernel LAPIC there is only RUNNABLE",
+    ("KVM_SET_TSC_KHZ", _errno.EINVAL): "this processor cannot scale the TSC to that frequency",
+    ("KVM_GET_LAPIC", _errno.EINVAL): "the VM has no in-kernel LAPIC: VM(irqchip=True)",
+    ("KVM_SET_LAPIC", _errno.EINVAL): "the VM has no in-kernel LAPIC, or the APIC id in it is not "
+    "this vCPU's",
+    ("KVM_X86_SETUP_MCE", _errno.EINVAL): "no bank, more than KVM has, or a bit that is not in "
+    "KVM_X86_GET_MCE_CAP_SUPPORTED",
+    ("KVM_X86_SET_MCE", _errno.EINVAL): "the vCPU has no such bank, or the status is not valid: "
+    "setup_mce() first, and bit 63 of the status",
+    ("KVM_SET_VCPU_EVENTS", _errno.EINVAL): "flags has a part that this VM has not enabled "
+    "(KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT), or a vector cannot be",
     ("KVM_SET_CPUID2", _errno.EINVAL): "CPUID cannot change once the vCPU has run",
     ("KVM_RUN", _errno.EINVAL): "kvm_valid_regs or kvm_dirty_regs has a bit KVM does not know",
     ("KVM_RUN", _errno.EPROTO): "the ring of coalesced writes is corrupt: something wrote to the "

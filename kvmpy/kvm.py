@@ -158,6 +158,19 @@ class KVM(ExtraMethods):
                 raise ioctl.error(self.fileno(), -result, f"{entries} entries")
             entries *= 2
 
+    @property
+    def mce_capabilities(self) -> int:
+        """IA32_MCG_CAP's bits that VCPU.setup_mce() takes, without the bank count
+        (KVM_X86_GET_MCE_CAP_SUPPORTED).
+
+        >>> kvm.mce_capabilities & 0xFF
+        0
+        """
+        value = _ffi.new("uint64_t *")
+        ioctls.KVM_X86_GET_MCE_CAP_SUPPORTED(self.fileno(), value)
+        result: int = value[0]
+        return result
+
     def msr_indices(self) -> tuple[int, ...]:
         """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here."""
         return self._index_list("KVM_GET_MSR_INDEX_LIST")

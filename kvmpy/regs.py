@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from . import _native, ioctls
 from .errors import ClosedError, KvmIoctlError
+from .records import flags_text
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -28,6 +29,22 @@ _unpack_general = _ALL_GENERAL.unpack
 RFLAGS = {
     "CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "NT": 14,
     "RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21,
+}  # fmt: skip
+
+#: Bits of CR0, CR4 and EFER by name (SDM vol. 3, "Control Registers"; APM vol. 2, "EFER").
+CR0 = {
+    0: "PE", 1: "MP", 2: "EM", 3: "TS", 4: "ET", 5: "NE", 16: "WP", 18: "AM", 29: "NW", 30: "CD",
+    31: "PG",
+}  # fmt: skip
+CR4 = {
+    0: "VME", 1: "PVI", 2: "TSD", 3: "DE", 4: "PSE", 5: "PAE", 6: "MCE", 7: "PGE", 8: "PCE",
+    9: "OSFXSR", 10: "OSXMMEXCPT", 11: "UMIP", 12: "LA57", 13: "VMXE", 14: "SMXE", 16: "FSGSBASE",
+    17: "PCIDE", 18: "OSXSAVE", 19: "KL", 20: "SMEP", 21: "SMAP", 22: "PKE", 23: "CET", 24: "PKS",
+    25: "UINTR", 28: "LAM_SUP",
+}  # fmt: skip
+EFER = {
+    0: "SCE", 8: "LME", 10: "LMA", 11: "NXE", 12: "SVME", 13: "LMSLE", 14: "FFXSR", 15: "TCE",
+    18: "INTWB", 20: "UAIE", 21: "AIBRSE",
 }  # fmt: skip
 
 
@@ -67,6 +84,7 @@ def _does_not_fit(name: str, value: object, bits: int) -> Exception:
 
 
 if TYPE_CHECKING:
+    from .state.registers import Regs, Sregs
 
     class _Field:
         """How a type checker sees the properties below: integers to be read and written."""
@@ -143,17 +161,31 @@ class Registers(_Page):
                 raise AttributeError(f"{name!r} is not a general register")
             setattr(self, name, value)
 
+    def copy(self) -> Regs:
+        """The registers as they are now, as a value.
+
+        >>> before = cpu.regs.copy()
+        >>> cpu.regs.rax = 7
+        >>> kvmpy.diff(before, cpu.regs)
+        rax  0x0 -> 0x7
+        """
+        from .state.registers import Regs
+
+        return Regs(*self.values())
+
     def __repr__(self) -> str:
-        values = self.as_dict()
-        flags = " ".join(name for name, bit in RFLAGS.items() if values["rflags"] >> bit & 1)
-        lines = []
-        for row in (GENERAL[0:4], GENERAL[4:8], GENERAL[8:12], GENERAL[12:16]):
-            lines.append("  ".join(f"{name:>3} {values[name]:016x}" for name in row))
-        iopl = values["rflags"] >> 12 & 3
-        lines.append(
-            f"rip {values['rip']:016x}  rflags {values['rflags']:08x} [{flags}] iopl {iopl}"
-        )
-        return "\n".join(lines)
+        return general_text(self.as_dict())
+
+
+def general_text(values: Mapping[str, int]) -> str:
+    """The general registers, RIP and RFLAGS as lines of text."""
+    flags = " ".join(name for name, bit in RFLAGS.items() if values["rflags"] >> bit & 1)
+    lines = []
+    for row in (GENERAL[0:4], GENERAL[4:8], GENERAL[8:12], GENERAL[12:16]):
+        lines.append("  ".join(f"{name:>3} {values[name]:016x}" for name in row))
+    iopl = values["rflags"] >> 12 & 3
+    lines.append(f"rip {values['rip']:016x}  rflags {values['rflags']:08x} [{flags}] iopl {iopl}")
+    return "\n".join(lines)
 
 
 # The order of x86 in struct kvm_regs is asked of the compiler once, not trusted.
@@ -193,6 +225,18 @@ _SYSTEM_TYPES = {
 }  # fmt: skip
 
 
+def segment_kind(segment: Any) -> str:
+    """The type in words, of anything with the fields of struct kvm_segment."""
+    if segment.unusable or not segment.present:
+        return "unusable"
+    if not segment.s:
+        return _SYSTEM_TYPES.get(segment.type, f"system type {segment.type}")
+    if segment.type & 8:
+        width = "64" if segment.l else "32" if segment.db else "16"
+        return f"code{width} {_CODE_TYPES[segment.type >> 1 & 3]}"
+    return f"data {_DATA_TYPES[segment.type >> 1 & 3]}"
+
+
 class SegmentView:
     """One segment register with its hidden descriptor cache (struct kvm_segment), live."""
 
@@ -218,21 +262,15 @@ class SegmentView:
 
     @property
     def kind(self) -> str:
-        """The type in words: "code64 execute/read", "data read/write", "TSS busy"."""
-        if self.unusable or not self.present:
-            return "unusable"
-        if not self.s:
-            return _SYSTEM_TYPES.get(self.type, f"system type {self.type}")
-        if self.type & 8:
-            width = "64" if self.l else "32" if self.db else "16"
-            return f"code{width} {_CODE_TYPES[self.type >> 1 & 3]}"
-        return f"data {_DATA_TYPES[self.type >> 1 & 3]}"
+        """The type in words: "code64 execute/read", "data read/write", "TSS busy".
+
+        >>> cpu.sregs.cs.kind
+        'code16 execute/read'
+        """
+        return segment_kind(self)
 
     def __repr__(self) -> str:
-        return (
-            f"{self._name} {self.selector:04x} base {self.base:016x} limit {self.limit:08x} "
-            f"dpl {self.dpl} {self.kind}"
-        )
+        return _segment_text(self._name, self)
 
 
 class TableView:
@@ -248,7 +286,7 @@ class TableView:
     limit = _field("struct kvm_dtable", "limit", 2)
 
     def __repr__(self) -> str:
-        return f"{self._name} base {self.base:016x} limit {self.limit:04x}"
+        return _table_text(self._name, self)
 
 
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
@@ -301,11 +339,44 @@ class SpecialRegisters(_Page):
         """The segment registers."""
         return (getattr(self, name) for name in SEGMENTS)
 
+    def copy(self) -> Sregs:
+        """The registers as they are now, as a value.
+
+        >>> cpu.sregs.copy().cr0 == cpu.sregs.cr0
+        True
+        """
+        from .state.registers import Sregs
+
+        if not self._fresh:
+            self._refresh()
+        structure = _ffi.new("struct kvm_sregs *")
+        _ffi.memmove(structure, self._bytes, self._bytes.nbytes)
+        return Sregs.from_c(structure)
+
     def __repr__(self) -> str:
-        lines = [repr(segment) for segment in self]
-        lines += [repr(self.gdt), repr(self.idt)]
-        lines.append(
-            f"cr0 {self.cr0:08x} cr2 {self.cr2:016x} cr3 {self.cr3:016x} cr4 {self.cr4:08x} "
-            f"cr8 {self.cr8:x} efer {self.efer:04x}"
-        )
-        return "\n".join(lines)
+        return special_text(self)
+
+
+def _segment_text(name: str, segment: Any) -> str:
+    return (
+        f"{name} {segment.selector:04x} base {segment.base:016x} limit {segment.limit:08x} "
+        f"dpl {segment.dpl} {segment_kind(segment)}"
+    )
+
+
+def _table_text(name: str, table: Any) -> str:
+    return f"{name} base {table.base:016x} limit {table.limit:04x}"
+
+
+def special_text(sregs: Any) -> str:
+    """Segments, tables and control registers as lines of text, of anything with the fields of
+    struct kvm_sregs."""
+    lines = [_segment_text(name, getattr(sregs, name)) for name in SEGMENTS]
+    lines += [_table_text(name, getattr(sregs, name)) for name in ("gdt", "idt")]
+    lines.append(
+        f"cr0 {sregs.cr0:08x} cr2 {sregs.cr2:016x} cr3 {sregs.cr3:016x} cr4 {sregs.cr4:08x} "
+        f"cr8 {sregs.cr8:x} efer {sregs.efer:04x}"
+    )
+    flags = (("cr0", sregs.cr0, CR0), ("cr4", sregs.cr4, CR4), ("efer", sregs.efer, EFER))
+    lines.append("  ".join(f"{name} {flags_text(value, bits)}" for name, value, bits in flags))
+    return "\n".join(lines)

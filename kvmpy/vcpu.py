@@ -21,6 +21,7 @@ from .msrs import Msrs
 from .regs import Registers, SpecialRegisters
 from .stats import RunStats
 from .vcpu_apic import ApicMethods
+from .vcpu_state import StateMethods
 from .xen import XenVcpuMethods
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _exit_budget(max_exits: int | None) -> int:
     return max_exits
 
 
-class VCPU(ApicMethods, XenVcpuMethods, HypervVcpuMethods):
+class VCPU(StateMethods, ApicMethods, XenVcpuMethods, HypervVcpuMethods):
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 
     One thread at a time runs it; any thread may :meth:`kick` or :meth:`close` it.
@@ -334,12 +335,16 @@ class VCPU(ApicMethods, XenVcpuMethods, HypervVcpuMethods):
         fd = self._settle(_lib.KVM_SYNC_X86_REGS | _lib.KVM_SYNC_X86_SREGS)
         self._set_sregs(fd, state)
         self.msrs.write(state.msrs)
-        fpu = _ffi.new("struct kvm_fpu *")
-        ioctls.KVM_GET_FPU(fd, fpu)
-        fpu.fcw, fpu.mxcsr = state.fcw, state.mxcsr
-        ioctls.KVM_SET_FPU(fd, fpu)
+        self._set_fpu_control(state.fcw, state.mxcsr)
         ioctls.KVM_SET_REGS(fd, _ffi.new("struct kvm_regs *", dict(state.regs)))
         self._stubs = state.stub_table
+
+    def _set_fpu_control(self, fcw: int, mxcsr: int) -> None:
+        """By XSAVE: KVM_SET_FPU does not know MXCSR, and what it sets is lost if XSTATE_BV says
+        that the component is in its initial state."""
+        now = self.xsave
+        if (now.value("fcw"), now.value("mxcsr")) != (fcw, mxcsr):
+            self.xsave = now.replace(fcw=fcw, mxcsr=mxcsr)
 
     def _set_sregs(self, fd: int, state: CpuState) -> None:
         sregs = _ffi.new("struct kvm_sregs *")
@@ -351,6 +356,7 @@ class VCPU(ApicMethods, XenVcpuMethods, HypervVcpuMethods):
             setattr(sregs, name, getattr(new, name))
         detail = f"cr0 {new.cr0:#x}, cr4 {new.cr4:#x}, efer {new.efer:#x}"
         ioctls.KVM_SET_SREGS(fd, sregs, detail)
+        self._shim.run.cr8 = new.cr8  # what KVM takes at entry if it has no LAPIC
 
     def set_cpuid(self, cpuid: Cpuid) -> None:
         """KVM_SET_CPUID2, before the first run."""
@@ -371,19 +377,6 @@ class VCPU(ApicMethods, XenVcpuMethods, HypervVcpuMethods):
     @cpuid.setter
     def cpuid(self, cpuid: Cpuid) -> None:
         self.set_cpuid(cpuid)
-
-    @property
-    def mp_state(self) -> int:
-        """KVM_MP_STATE_*: 0 runnable, 1 waits for INIT, 2 got INIT, 3 halted."""
-        state = _ffi.new("struct kvm_mp_state *")
-        ioctls.KVM_GET_MP_STATE(self._settle(0), state)
-        value: int = state.mp_state
-        return value
-
-    @mp_state.setter
-    def mp_state(self, value: int) -> None:
-        state = _ffi.new("struct kvm_mp_state *", {"mp_state": value})
-        ioctls.KVM_SET_MP_STATE(self._settle(0), state, f"{value}")
 
     def nmi(self) -> None:
         """KVM_NMI: queue a non-maskable interrupt."""

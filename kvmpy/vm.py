@@ -17,6 +17,7 @@ from .hyperv import HypervMethods
 from .kvm import KVM
 from .memory import Backing, GuestMemory, Region
 from .vcpu import VCPU
+from .vm_clock import ClockMethods
 from .vm_events import EventMethods
 from .vm_irq import IrqMethods
 from .x86 import layout
@@ -45,8 +46,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, lapic: bool) -> Cpuid:
 
 
 class VM(
-    BusMethods, IrqMethods, EventMethods, DeviceMethods, XenMethods, HypervMethods,
-    EncryptionMethods,
+    BusMethods, ClockMethods, IrqMethods, EventMethods, DeviceMethods, XenMethods,
+    HypervMethods, EncryptionMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 

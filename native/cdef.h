@@ -121,6 +121,7 @@ struct shim_vcpu {
     struct shim_report report;
     int stop;
     int flush_error;
+    bool deferred;
     struct kvm_sync_regs *regs;
     uint64_t sync_supported, fields, accessed;
     uint64_t exits_left;

@@ -347,14 +347,24 @@ struct kvm_sync_regs {
 };
 struct kvm_mp_state { uint32_t mp_state; };
 struct kvm_lapic_state { char regs[1024]; };
-struct kvm_nested_state { uint16_t flags, format; uint32_t size; ...; };
 struct kvm_vmx_nested_state_hdr {
     uint64_t vmxon_pa, vmcs12_pa;
+    struct { uint16_t flags; } smm;
+    uint16_t pad;
     uint32_t flags;
     uint64_t preemption_timer_deadline;
-    ...;
 };
 struct kvm_svm_nested_state_hdr { uint64_t vmcb_pa; };
+struct kvm_nested_state {
+    uint16_t flags, format;
+    uint32_t size;
+    union {
+        struct kvm_vmx_nested_state_hdr vmx;
+        struct kvm_svm_nested_state_hdr svm;
+        uint8_t pad[120];
+    } hdr;
+    ...;
+};
 struct kvm_msr_entry { uint32_t index; uint64_t data; ...; };
 struct kvm_msrs { uint32_t nmsrs; struct kvm_msr_entry entries[]; ...; };
 struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; };
@@ -486,4 +496,5 @@ struct kvm_xen_vcpu_attr {
 struct kvm_stats_header { uint32_t flags, name_size, num_desc, id_offset, desc_offset, data_offset; };
 struct kvm_stats_desc { uint32_t flags; int16_t exponent; uint16_t size; uint32_t offset, bucket_size; ...; };
 
-struct kvm_run;
+/* Beyond the exits, which the shim decodes. */
+struct kvm_run { uint64_t cr8; ...; };
