@@ -86,8 +86,6 @@ int shim_virtio_queue_fd(const struct virtio_device *device, unsigned queue);
 int shim_virtio_interrupt_fd(const struct virtio_device *device);
 unsigned shim_virtio_queues(const struct virtio_device *device);
 void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
-int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,
-                       bool is_write);
 
 struct shim_i8042;
 struct shim_i8042 *shim_i8042_new(void);

@@ -274,8 +274,5 @@ int shim_virtio_interrupt_fd(const struct virtio_device *device);
 unsigned shim_virtio_queues(const struct virtio_device *device);
 #define SHIM_VIRTIO_STATISTICS 7
 void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
-/* A vCPU's access, without a vCPU. */
-int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,
-		       bool is_write);
 
 #endif

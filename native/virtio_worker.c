@@ -371,9 +371,3 @@ void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words)
 	words[5] = atomic_load(&statistics->interrupts);
 	words[6] = atomic_load(&statistics->accesses);
 }
-
-int shim_device_access(struct shim_device *device, uint64_t offset, uint8_t *data, unsigned size,
-		       bool is_write)
-{
-	return device->access(device, NULL, offset, data, size, is_write);
-}

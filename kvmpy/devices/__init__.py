@@ -1,5 +1,7 @@
-"""Devices answered in C: the Python faces of native/uart.c, ports.c, platform.c and rtc.c."""
+"""Devices answered in C: the Python faces of native/uart.c, ports.c, platform.c and rtc.c;
+:mod:`kvmpy.devices.virtio` has those of native/virtio_*.c."""
 
+from . import virtio
 from .platform import I8042, PowerManagement, PvPanic, ResetControl
 from .ports import DebugConsole, DebugExit, PostPort
 from .rtc import Rtc
@@ -17,4 +19,5 @@ __all__ = [
     "Rtc",
     "Sink",
     "Uart",
+    "virtio",
 ]

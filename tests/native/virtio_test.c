@@ -29,17 +29,24 @@ static struct virtio_device *device;
 
 /* ------------------------------------------------------------------ a driver */
 
+static void reach(uint64_t offset, void *data, unsigned size, bool is_write)
+{
+	struct shim_device *shim = &device->device;
+
+	CHECK_EQUAL(shim->access(shim, NULL, offset, data, size, is_write), SHIM_CONTINUE);
+}
+
 static uint32_t get(unsigned offset)
 {
 	uint32_t value = UINT32_MAX;
 
-	shim_device_access(&device->device, offset, (uint8_t *)&value, 4, false);
+	reach(offset, &value, 4, false);
 	return value;
 }
 
 static void put(unsigned offset, uint32_t value)
 {
-	shim_device_access(&device->device, offset, (uint8_t *)&value, 4, true);
+	reach(offset, &value, 4, true);
 }
 
 static void bring_up(uint32_t features)
@@ -205,8 +212,7 @@ static void *access_registers(void *argument)
 
 		state = state * 6364136223846793005ull + 1442695040888963407ull;
 		value = state >> 7;
-		shim_device_access(&device->device, state >> 20 & 0x1ff, (uint8_t *)&value,
-				   1u << (state >> 60 & 3), state >> 59 & 1);
+		reach(state >> 20 & 0x1ff, &value, 1u << (state >> 60 & 3), state >> 59 & 1);
 	}
 	return NULL;
 }

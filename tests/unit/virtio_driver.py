@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kvmpy import GuestMemory, _native
 
-lib, ffi = _native.lib, _native.ffi
+ffi = _native.ffi
 
 MAGIC, VERSION, DEVICE_ID, VENDOR_ID = 0x00, 0x04, 0x08, 0x0C
 DEVICE_FEATURES, DEVICE_FEATURES_SEL = 0x10, 0x14
@@ -40,14 +40,18 @@ class Registers:
     def __init__(self, device):
         self.device = device
 
+    def _access(self, offset: int, value: bytes, is_write: bool) -> bytes:
+        device, size = self.device._device, len(value)
+        data = ffi.new("uint8_t[]", value)
+        stop = device.access(device, ffi.NULL, offset, data, size, is_write)
+        assert stop == -1  # SHIM_CONTINUE
+        return bytes(ffi.buffer(data, size))
+
     def read(self, offset: int, size: int = 4) -> int:
-        data = ffi.new("uint8_t[]", b"\xff" * size)
-        assert lib.shim_device_access(self.device._device, offset, data, size, False) == -1
-        return int.from_bytes(ffi.buffer(data, size), "little")
+        return int.from_bytes(self._access(offset, b"\xff" * size, False), "little")
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
-        data = ffi.new("uint8_t[]", value.to_bytes(size, "little"))
-        assert lib.shim_device_access(self.device._device, offset, data, size, True) == -1
+        self._access(offset, value.to_bytes(size, "little"), True)
 
     @property
     def status(self) -> int:
