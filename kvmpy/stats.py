@@ -48,6 +48,17 @@ class RunStats:
         """
         return sum(row.count for row in self.exits)
 
+    def __add__(self, other: RunStats) -> RunStats:
+        """Both together, as of two vCPUs; times only if both have them."""
+        measured = self.guest_ns is not None and other.guest_ns is not None
+        rows: dict[str, ExitStats] = {}
+        for row in (*self.exits, *other.exits):
+            before = rows.get(row.reason, ExitStats(row.reason, 0, 0))
+            ns = (before.handling_ns or 0) + (row.handling_ns or 0) if measured else None
+            rows[row.reason] = ExitStats(row.reason, before.count + row.count, ns)
+        guest = (self.guest_ns or 0) + (other.guest_ns or 0) if measured else None
+        return RunStats(tuple(sorted(rows.values(), key=lambda row: -row.count)), guest)
+
     def __getitem__(self, reason: str) -> int:
         """How many exits had this reason ("IO", "HLT"); 0 for none."""
         return sum(row.count for row in self.exits if row.reason == reason)

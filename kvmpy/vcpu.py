@@ -411,6 +411,15 @@ class VCPU(StateMethods, ApicMethods, XenVcpuMethods, HypervVcpuMethods):
         self._shim.timing = on
 
     @property
+    def first_exit_at(self) -> float | None:
+        """When the guest first came out to user space, in seconds of time.monotonic(); None before.
+
+        >>> cpu.first_exit_at
+        """
+        at: int = self._shim.first_exit_at
+        return at / 1e9 if at else None
+
+    @property
     def run_stats(self) -> RunStats:
         """Exits by reason so far; their times too, from :meth:`measure` on."""
         shim = self._shim

@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 _lib, _ffi = _native.lib, _native.ffi
 
 _supported_cpuid: list[Cpuid] = []
-_host_cpuids: dict[tuple[int, bool], Cpuid] = {}
+_host_cpuids: dict[tuple[int, int, bool], Cpuid] = {}
 
 
-def host_cpuid(kvm: KVM, vcpu_id: int, lapic: bool) -> Cpuid:
-    """All that KVM supports, made vCPU ``vcpu_id``'s own.
+def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
+    """All that KVM supports, made that of vCPU ``vcpu_id`` of ``vcpus``.
 
-    KVM is asked once per process, and a table is made once per id.
+    KVM is asked once per process, and a table is made once per vCPU.
     """
     if not _supported_cpuid:
         _supported_cpuid.append(kvm.supported_cpuid())
-    key = vcpu_id, lapic
+    key = vcpu_id, vcpus, lapic
     if key not in _host_cpuids:
-        _host_cpuids[key] = _supported_cpuid[0].for_vcpu(vcpu_id, lapic=lapic)
+        _host_cpuids[key] = _supported_cpuid[0].for_vcpu(vcpu_id, vcpus, lapic=lapic)
     return _host_cpuids[key]
 
 
@@ -170,7 +170,7 @@ class VM(
         if isinstance(cpuid, str):
             if cpuid != "host":
                 raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
-            cpuid = host_cpuid(self._kvm, vcpu_id, self.has_irqchip)
+            cpuid = host_cpuid(self._kvm, vcpu_id, 1, self.has_irqchip)
         vcpu = VCPU(self, vcpu_id, pin)
         # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
         if cpuid is not None:

@@ -38,7 +38,7 @@ int shim_bus_coalesce(struct shim_bus *bus, uint64_t page, uint64_t run_size);
 
 struct shim_counter { uint64_t reads, writes; };
 
-struct shim_sink { int fd; int error; unsigned length; uint64_t total; ...; };
+struct shim_sink { int fd; int error; unsigned length; uint64_t total; int64_t first_at; ...; };
 struct shim_sink *shim_sink_new(int fd);
 void shim_sink_free(struct shim_sink *sink);
 void shim_sink_redirect(struct shim_sink *sink, int fd);
@@ -129,6 +129,7 @@ struct shim_vcpu {
     uint64_t exits[...];
     uint64_t handling_ns[...];
     uint64_t guest_ns;
+    int64_t first_exit_at;
     ...;
 };
 struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,

@@ -381,6 +381,8 @@ static int step(struct shim_vcpu *vcpu)
 	vcpu->entered = true;
 	vcpu->pending = SHIM_PENDING_NONE;
 	vcpu->exits[vcpu->run->exit_reason % SHIM_EXIT_REASONS]++;
+	if (unlikely(!vcpu->first_exit_at))
+		vcpu->first_exit_at = shim_now();
 	vcpu->exits_left--;
 	return dispatch(vcpu, 0);
 }

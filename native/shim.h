@@ -138,6 +138,7 @@ struct shim_sink {
 	int error;
 	unsigned length;
 	uint64_t total;
+	int64_t first_at; /* CLOCK_MONOTONIC ns of the first byte */
 	uint8_t bytes[SHIM_SINK_SIZE];
 };
 
@@ -273,6 +274,7 @@ struct shim_vcpu {
 	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
 	uint64_t guest_ns;                       /* inside KVM_RUN */
 	int64_t returned_at;
+	int64_t first_exit_at; /* CLOCK_MONOTONIC ns, 0: none yet */
 	uint32_t returned_with;
 };
 

@@ -95,7 +95,8 @@ static int put_locked(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t by
 	bool full;
 	int error = 0;
 
-	sink->total++;
+	if (!sink->total++)
+		sink->first_at = shim_now();
 	if (sink->error)
 		return SHIM_CONTINUE; /* said once: its reader is gone */
 	if (sink->length < SHIM_SINK_SIZE)

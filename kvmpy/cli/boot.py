@@ -6,20 +6,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..boot import FORMATS
 from ..boot.files import content
+from ..errors import ImageError, KvmpyError
 from ..machine import Machine, Outcome
 from ..memory import parse_size
 from ..x86.modes import Mode
+from . import USAGE, boot_report
 
+if TYPE_CHECKING:
+    from ..devices.virtio import VirtioDevice
+
+#: What Linux prints when it hands over to user space, unless told to be quiet.
+INIT = rb"Run \S+ as init process"
 _AUTO = "auto"
+_EVER = 1e8  # seconds
 DEMO = "demo"
 
 
@@ -60,18 +70,31 @@ def _address(text: str) -> int:
     return value
 
 
-def _pin(text: str) -> int:
+def _pins(text: str) -> list[int]:
     from ..host.topology import check_pin
 
     try:
-        cpu = int(text)
+        cpus = [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not the number of a CPU") from None
     try:
-        check_pin(cpu)
+        return [check_pin(cpu) for cpu in cpus]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return cpu
+
+
+def _pattern(text: str) -> re.Pattern[bytes]:
+    try:
+        return re.compile(text.encode(), re.MULTILINE)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
+def _disk(text: str) -> tuple[str, bool]:
+    path, comma, option = text.rpartition(",")
+    if comma and option == "ro":
+        return path, True
+    return text, False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +108,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--module", action="append", default=[], metavar="FILE[=TEXT]",
         help="boot module for Multiboot and PVH, with its string; repeatable",
     )  # fmt: skip
+    add("--cpus", type=_count, default=1, metavar="N", help="vCPUs, default 1")
+    add(
+        "--disk", action="append", type=_disk, default=[], metavar="FILE[,ro]",
+        help="raw image as virtio disk, /dev/vda and on; repeatable",
+    )  # fmt: skip
+    add("--rng", action="store_true", help="virtio entropy device")
+    add(
+        "--cpuid", default="", metavar="CHANGES",
+        help="features to hide or show: -avx512f,+x2apic (--cpuid=-x for a leading minus)",
+    )  # fmt: skip
+    add("--no-acpi", action="store_true", help="no ACPI tables: Linux then reads the MP table")
     add("--format", choices=(_AUTO, *FORMATS), default=_AUTO, help="default: told from the content")
     add("--load-address", type=_address, metavar="GPA", help="where a flat image goes")
     add(
@@ -93,12 +127,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--irqchip", choices=(_AUTO, "kernel", "none"), default=_AUTO,
-        help="KVM's interrupt controllers and PIT; auto: for Linux only",
+        help="KVM's interrupt controllers and PIT; auto: for Linux, PVH and where needed",
     )  # fmt: skip
     add("--hugepages", action="store_true", help="back RAM with 2 MiB hugetlb pages if possible")
     add("--timeout", type=_seconds, metavar="S", help="end after S seconds with status 124")
     add("--max-exits", type=_count, metavar="N", help="end after N exits with status 124")
-    add("--pin", type=_pin, metavar="CPU", help="host CPU for the vCPU's thread")
+    add(
+        "--expect", type=_pattern, metavar="REGEX",
+        help="succeed as soon as the serial port has printed this; fail if the guest ends first",
+    )  # fmt: skip
+    add("--pin", type=_pins, metavar="CPU[,CPU...]", help="host CPU for each vCPU's thread")
     add("--stats", action="store_true", help="exits by reason, count and time, on stderr")
     add("--json", action="store_true", help="one JSON object on stdout, serial output inside")
 
@@ -112,10 +150,39 @@ def _image(name: str) -> bytes | str:
     return name
 
 
+def _devices(args: argparse.Namespace) -> list[VirtioDevice]:
+    if not (args.disk or args.rng):
+        return []
+    from ..devices.virtio import Block, Rng
+
+    made: list[VirtioDevice] = []
+    try:
+        for path, read_only in args.disk:
+            made.append(_opened(Block, path, read_only=read_only))
+        if args.rng:
+            made.append(Rng())
+    except BaseException:
+        for device in made:
+            device.close()
+        raise
+    return made
+
+
+def _opened(kind: Any, path: str, **options: Any) -> VirtioDevice:
+    try:
+        device: VirtioDevice = kind(path, **options)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from None
+    return device
+
+
 @contextmanager
 def _machine(args: argparse.Namespace) -> Iterator[Machine]:
     from contextlib import ExitStack
 
+    watched = args.json or args.expect
     with ExitStack() as files:
         modules = []
         for text in args.module:
@@ -125,14 +192,19 @@ def _machine(args: argparse.Namespace) -> Iterator[Machine]:
             _image(args.image),
             memory=args.memory,
             backing="hugetlb" if args.hugepages else "anonymous",
+            cpus=args.cpus,
             format=None if args.format == _AUTO else args.format,
             append=args.append,
             initrd=args.initrd or None,
             modules=modules,
             load_address=args.load_address,
             mode=Mode(args.mode) if args.mode else None,
-            irqchip=None if args.irqchip == _AUTO else args.irqchip == "kernel",
-            output=None if args.json else sys.stdout.fileno(),
+            irqchip=args.irqchip,
+            acpi=not args.no_acpi,
+            devices=_devices(args),
+            cpuid=args.cpuid,
+            output=None if watched else sys.stdout.fileno(),
+            console_log=sys.stdout.fileno() if args.expect and not args.json else None,
             pin=args.pin,
         )
     with machine:
@@ -141,24 +213,68 @@ def _machine(args: argparse.Namespace) -> Iterator[Machine]:
 
 def run(args: argparse.Namespace) -> int:
     """Boot, and give the guest's status."""
+    try:
+        return _boot(args)
+    except ValueError as error:
+        if isinstance(error, KvmpyError):
+            raise
+        print(f"kvmpy boot: error: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _boot(args: argparse.Namespace) -> int:
     from ..machine.console import standard_input
 
     # So that a terminal in raw mode is restored. The shim gets a spinning guest out.
     signal.signal(signal.SIGTERM, _terminate)
     with _machine(args) as machine:
+        for feature in machine.masked:
+            print(f"kvmpy: CPUID without {feature.feature}: {feature.reason}", file=sys.stderr)
         if args.stats or args.json:
-            machine.cpu.measure()
+            for cpu in machine.cpus:
+                cpu.measure()
+        if args.json or args.expect:
+            return _run_watched(machine, args)
         stdin = standard_input()
-        if stdin >= 0 and os.isatty(stdin) and not args.json:
+        if stdin >= 0 and os.isatty(stdin):
             print("kvmpy: Ctrl-] ends the guest", file=sys.stderr)
-        outcome = machine.run(
-            timeout=args.timeout, max_exits=args.max_exits, stdin=None if args.json else stdin
-        )
-        if args.json:
-            print(json.dumps(_record(machine, outcome), indent=2))
-        else:
-            _tell(machine, outcome, args.stats)
+        outcome = machine.run(timeout=args.timeout, max_exits=args.max_exits, stdin=stdin)
+        _tell(machine, outcome, args.stats)
     return outcome.status
+
+
+def _run_watched(machine: Machine, args: argparse.Namespace) -> int:
+    """Run with the serial port read for --expect, or for the moment init starts."""
+    from ..errors import ExpectEof
+
+    begun = time.monotonic()
+    machine.start(timeout=args.timeout, max_exits=args.max_exits)
+    seen: float | None = None
+    try:
+        machine.console.expect(args.expect or INIT, timeout=_EVER)
+        seen = time.monotonic() - begun
+    except ExpectEof:
+        pass  # the guest has ended
+    if args.expect and seen is not None:
+        machine.stop()
+    outcome = machine.wait()
+    status, text = outcome.status, outcome.text
+    if args.expect:
+        shown = args.expect.pattern.decode()
+        if seen is not None:
+            status, text = 0, f"{shown!r} came after {seen:.2f} s"
+        else:
+            status, text = status or 1, f"{shown!r} did not come: {text}"
+    if args.json:
+        phases = {**machine.phases, "expected" if args.expect else "init": seen}
+        phases["total"] = outcome.seconds
+        record = boot_report.record(machine, outcome) | {"phases": phases, "status": status}
+        print(json.dumps(record | {"text": text}, indent=2))
+    else:
+        print(f"kvmpy: {text}", file=sys.stderr)
+        if args.stats:
+            print(boot_report.stats_text(machine, outcome), file=sys.stderr)
+    return status
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -169,49 +285,4 @@ def _tell(machine: Machine, outcome: Outcome, stats: bool) -> None:
     if outcome.ending != "debug-exit" or outcome.status:
         print(f"kvmpy: {outcome.text}", file=sys.stderr)
     if stats:
-        print(_stats_text(machine, outcome), file=sys.stderr)
-
-
-def _stats_text(machine: Machine, outcome: Outcome) -> str:
-    stats = machine.stats
-    lines = [
-        "",
-        f"{stats.total} exits in {outcome.seconds * 1e3:.1f} ms, "
-        f"{(stats.guest_ns or 0) / 1e6:.1f} ms of it in KVM_RUN; {machine.loaded.description}",
-        f"{'exit reason':<18} {'count':>10} {'handling, ms':>13} {'us each':>9}",
-    ]
-    for row in stats:
-        ns = row.handling_ns or 0
-        each = ns / row.count / 1e3
-        lines.append(f"{row.reason:<18} {row.count:>10} {ns / 1e6:>13.2f} {each:>9.2f}")
-    absent = machine.unclaimed.most_common(5)
-    if absent:
-        shown = ", ".join(f"{kind} {address:#x} ({n})" for (kind, address), n in absent)
-        lines.append(f"accesses to what is not there, most frequent first: {shown}")
-    return "\n".join(lines)
-
-
-def _record(machine: Machine, outcome: Outcome) -> dict[str, Any]:
-    stats = machine.stats
-    loaded = machine.loaded
-    return {
-        "ending": outcome.ending,
-        "status": outcome.status,
-        "text": outcome.text,
-        "exit": repr(outcome.exit),
-        "seconds": outcome.seconds,
-        "format": loaded.format,
-        "description": loaded.description,
-        "segments": [{"gpa": g, "size": s, "name": n} for g, s, n in loaded.segments],
-        "exits": {
-            row.reason: {"count": row.count, "handling_ns": row.handling_ns} for row in stats
-        },
-        "guest_ns": stats.guest_ns,
-        "unclaimed": [
-            {"kind": kind, "address": address, "count": count}
-            for (kind, address), count in machine.unclaimed.most_common()
-        ],
-        "post_code": machine.post.last if machine.post.writes else None,
-        "serial": machine.serial.output.decode("utf-8", "replace"),
-        "debug_console": machine.debug_console.output.decode("utf-8", "replace"),
-    }
+        print(boot_report.stats_text(machine, outcome), file=sys.stderr)

@@ -95,6 +95,15 @@ class Sink:
         _lib.shim_sink_redirect(self._sink, -1 if fd is None else fd)
 
     @property
+    def first_at(self) -> float | None:
+        """When the first byte came, in seconds of time.monotonic(); None before.
+
+        >>> kvmpy.Sink().first_at
+        """
+        at: int = self._sink.first_at
+        return at / 1e9 if at else None
+
+    @property
     def total(self) -> int:
         """Bytes the device has put out so far.
 

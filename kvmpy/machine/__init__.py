@@ -2,7 +2,8 @@
 
 from .console import Console
 from .expect import ScriptConsole
-from .machine import Machine, Outcome
+from .machine import Machine
+from .outcome import Outcome
 from .output import Match
 from .shell import CommandResult
 from .threads import VcpuThreads

@@ -7,6 +7,7 @@ read, the last ``limit`` bytes are kept.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import select
@@ -43,7 +44,7 @@ class ScriptConsole:
     ``fd``: where the guest's output comes from (a pipe, socket or terminal); the console's from
     here on, closed by :meth:`close`. ``receiver``: takes the input, None: no input. ``ended``:
     gives how the guest ended, for messages, once ``fd`` has come to its end. ``limit``: bytes of
-    output to keep. ``log``: path of a file that gets all output, as it comes.
+    output to keep. ``log``: path of a file, or a descriptor, that gets all output, as it comes.
 
     >>> import os
     >>> reader, writer = os.pipe()
@@ -60,11 +61,11 @@ class ScriptConsole:
         *,
         ended: Callable[[], str] | None = None,
         limit: int = KEEP_BYTES,
-        log: str | os.PathLike[str] | None = None,
+        log: str | os.PathLike[str] | int | None = None,
     ):
         if limit < TAIL_BYTES:
             raise ValueError(f"limit {limit} is below {TAIL_BYTES} bytes")
-        self._log = None if log is None else open(log, "wb", buffering=0)  # noqa: SIM115
+        self._log = None if log is None else _open_log(log)
         #: The error that writing the log file ended with, if any.
         self.log_error: OSError | None = None
         self._fd, self._receiver, self._ended = fd, receiver, ended
@@ -445,3 +446,8 @@ class ScriptConsole:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _open_log(log: str | os.PathLike[str] | int) -> io.FileIO:
+    """Unbuffered; a descriptor stays its owner's."""
+    return io.FileIO(log, "wb", closefd=not isinstance(log, int))

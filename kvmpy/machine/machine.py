@@ -1,7 +1,7 @@
-"""The machine that ``boot`` runs: one vCPU, COM1, debug console, debug exit, POST port.
+"""The machine that ``boot`` runs: vCPUs, a PC's devices around them, a kernel in its memory.
 
 What a guest touches beyond that is not there: reads give all ones, writes vanish, and both are
-counted. A keyboard controller's or chipset's reset ends the machine.
+counted.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from .. import exits
@@ -20,51 +20,38 @@ from ..boot import LoadedImage
 from ..boot import detect as detect_format
 from ..boot import load as load_image
 from ..boot.files import content
-from ..devices import DebugConsole, DebugExit, PostPort, Uart
 from ..errors import ClosedError, StillRunningError
 from ..exits import Exit
 from ..stats import RunStats
-from ..vm import VM
-from ..x86 import layout
-from ..x86.modes import Mode, write_real_mode_stubs
+from ..vm import VM, host_cpuid
+from ..x86.modes import Mode
 from .console import Console
 from .expect import ScriptConsole
+from .outcome import Outcome, judge
 from .output import printable
+from .pc import Pc, stand_in_for_firmware
 from .threads import Ending as ThreadEnding
 from .threads import VcpuThreads
 
 if TYPE_CHECKING:
     from ..boot.files import Image
     from ..boot.image import BytesLike
-    from ..memory import Backing, GuestMemory
+    from ..cpuid import Cpuid
+    from ..cpuid_edit import MaskedFeature
+    from ..devices.virtio import VirtioDevice
+    from ..memory import Backing
     from ..vcpu import VCPU
 
-Ending = Literal["debug-exit", "halt", "reset", "timeout", "exit-limit", "interrupted", "failure"]
-
-_I8042_COMMAND = 0x64
-_I8042_RESET = 0xFE
-_RESET_CONTROL = 0xCF9
-_RESET_CPU = 0x04
 #: Seconds that the last output of a guest with a script may take on its way to it.
 _LAST_OUTPUT = 5.0
 #: Distinct addresses that are counted by name; a guest could make up 2**52 of them.
 _MAX_COUNTED = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a machine ended.
-
-    ``status`` is the exit status for a shell: the guest's own for a debug exit, 0 for a halt or
-    reset, 124 when a budget ran out, 130 when the host's user ended it, 1 for a failure.
-    ``text`` says it for a person; for a failure with registers and likely cause.
-    """
-
-    ending: Ending
-    status: int
-    text: str
-    exit: Exit
-    seconds: float
+#: Formats whose kernels look for ACPI's tables, and want KVM's interrupt controllers.
+_WITH_TABLES = ("linux", "pvh")
+#: IA32_MTRR_DEF_TYPE as firmware leaves it: MTRRs on, write-back everywhere.
+_MTRR_DEF_TYPE, _MTRR_WRITE_BACK = 0x2FF, 0x806
+_RNG_SEED = 32
+_TSC_DEADLINE = 1 << 24  # CPUID leaf 1, ECX
 
 
 class Machine:
@@ -73,11 +60,21 @@ class Machine:
 
     ``kernel`` and ``initrd``: a path, or the bytes themselves. ``memory`` as for VM; ``format``,
     ``append`` (the command line), ``modules``, ``load_address`` and ``mode`` as for
-    :func:`kvmpy.boot.load`. ``irqchip``: KVM's interrupt controllers and PIT; by default only for
-    Linux, since with them KVM waits in HLT and a guest that is done never says so.
+    :func:`kvmpy.boot.load`. ``cpus``: vCPUs, 1 or more; the others wait for the first to start
+    them by INIT and SIPI. ``irqchip``: "kernel" (KVM's interrupt controllers and PIT), "none", or
+    "auto": kernel for Linux and PVH kernels and wherever vCPUs or virtio devices need it; without
+    it a guest that is done ends the machine with HLT, with it KVM waits. Linux and PVH kernels get
+    ACPI tables then, unless ``acpi`` is False, and an MP table.
+
+    ``devices``: virtio devices (:mod:`kvmpy.devices.virtio`), connected in this order and closed
+    with the machine; they are closed too when it cannot be made. ``cpuid``: changes to what the
+    host can give, as for :meth:`kvmpy.Cpuid.mask`: "-avx512f,+x2apic". Features that this KVM
+    module cannot run in ring 0 are masked unless named; ``masked`` tells which.
+
     ``output``: descriptor for the serial port and the debug console; None keeps their output in
-    ``serial.output``, or gives the serial port to :attr:`console`. ``console_log``: path of a file
-    for all that the console gets. ``pin``: the pCPU for the vCPU's thread.
+    ``serial.output``, or gives the serial port to :attr:`console`. ``console_log``: a file's path,
+    or a descriptor, for all that the console gets. ``pin``: the pCPU of the vCPU's thread, or one
+    for each vCPU.
 
     Raises ImageError for a bad image, KvmUnavailableError without KVM.
 
@@ -92,16 +89,20 @@ class Machine:
         *,
         memory: int | str = "256M",
         backing: Backing = "anonymous",
+        cpus: int = 1,
         format: str | None = None,
         append: str = "",
         initrd: Image | None = None,
         modules: Iterable[BytesLike | tuple[BytesLike, str]] = (),
         load_address: int | None = None,
         mode: Mode | None = None,
-        irqchip: bool | None = None,
+        irqchip: Literal["auto", "kernel", "none"] = "auto",
+        acpi: bool = True,
+        devices: Sequence[VirtioDevice] = (),
+        cpuid: str = "",
         output: int | None = None,
-        console_log: str | os.PathLike[str] | None = None,
-        pin: int | None = None,
+        console_log: str | os.PathLike[str] | int | None = None,
+        pin: int | Sequence[int] | None = None,
     ):
         self._output, self._console_log = output, console_log
         self._console: ScriptConsole | None = None
@@ -110,43 +111,68 @@ class Machine:
         self._threads: VcpuThreads[Exit] | None = None
         self._closed = False
         self._outcome: Outcome | None = None
-        self._started_at = 0.0
-        with ExitStack() as files:
+        self._made_at, self._started_at = time.monotonic(), 0.0
+        #: Accesses to what is not there: ("in", port), ("out", port), ("read"/"write", page gpa).
+        self.unclaimed: Counter[tuple[str, int]] = Counter()
+        self._counting = threading.Lock()
+        pins = _pins(pin, cpus)
+        with ExitStack() as files, ExitStack() as undo:
+            for device in devices:
+                undo.callback(device.close)
             image = files.enter_context(content(kernel))
             ramdisk = None if initrd is None else files.enter_context(content(initrd))
             format = format or detect_format(image)
-            if irqchip is None:
-                irqchip = format == "linux"
-            self.vm = VM(memory, backing=backing, irqchip=irqchip, pit=irqchip)
-            try:
-                # Before loading: an image that lies here is right to overwrite it.
-                _stand_in_for_firmware(self.vm.memory)
-                self.loaded: LoadedImage = load_image(
-                    image, self.vm.memory, format=format, cmdline=append, initrd=ramdisk,
-                    modules=modules, load_address=load_address, mode=mode,
-                )  # fmt: skip
-                self._attach_devices(output)
-                self.cpu = self.vm.vcpu(pin=pin)
-                entry = self.loaded.entry
-                self.cpu.enter(
-                    entry.mode, rip=entry.rip, rsp=entry.rsp, regs=entry.regs, ring=entry.ring
-                )
-            except BaseException:
-                self.vm.close()
-                raise
-        #: Accesses to what is not there: ("in", port), ("out", port), ("read"/"write", page gpa).
-        self.unclaimed: Counter[tuple[str, int]] = Counter()
+            needed = format in _WITH_TABLES or cpus > 1 or bool(devices)
+            with_irqchip = needed if irqchip == "auto" else irqchip == "kernel"
+            self.vm = VM(memory, backing=backing, irqchip=with_irqchip, pit=with_irqchip)
+            undo.callback(self.vm.close)
+            # Before loading: an image that lies here is right to overwrite it.
+            stand_in_for_firmware(self.vm.memory)
+            self.pc = Pc(self.vm, output, devices)
+            self.serial, self.post = self.pc.serial, self.pc.post
+            self.debug_console = self.pc.debug_console
+            with_tables = with_irqchip and format in _WITH_TABLES
+            rsdp = self.pc.write_tables(range(cpus), acpi=acpi) if with_tables else None
+            self.loaded: LoadedImage = load_image(
+                image, self.vm.memory, format=format, cmdline=append, initrd=ramdisk,
+                modules=modules, load_address=load_address, mode=mode, acpi_rsdp=rsdp,
+                rng_seed=os.urandom(_RNG_SEED) if format == "linux" else b"",
+            )  # fmt: skip
+            self.masked: tuple[MaskedFeature, ...] = ()
+            #: All vCPUs; the first is the bootstrap processor.
+            self.cpus = self._make_cpus(cpus, cpuid, pins)
+            #: The bootstrap processor.
+            self.cpu = self.cpus[0]
+            entry = self.loaded.entry
+            self.cpu.enter(
+                entry.mode, rip=entry.rip, rsp=entry.rsp, regs=entry.regs, ring=entry.ring
+            )
+            undo.pop_all()
 
-    def _attach_devices(self, output: int | None) -> None:
-        self.serial = Uart(output)
-        self.debug_console = DebugConsole(output)
-        self.post = PostPort()
-        self.vm.attach(self.serial, layout.COM1_PORT)
-        self.vm.attach(self.debug_console, layout.DEBUGCON_PORT)
-        self.vm.attach(DebugExit(), layout.DEBUG_EXIT_PORT)
-        self.vm.attach(self.post, layout.POST_PORT)
-        if self.vm.has_irqchip:
-            self.serial.connect_line(self.vm.fileno(), layout.COM1_IRQ)
+    def _make_cpus(self, count: int, changes: str, pins: Sequence[int | None]) -> tuple[VCPU, ...]:
+        tables = [self._cpuid(number, count, changes) for number in range(count)]
+        cpus = tuple(
+            self.vm.vcpu(number, pin=pin, cpuid=table)
+            for number, (pin, table) in enumerate(zip(pins, tables, strict=True))
+        )
+        if self.vm.has_irqchip:  # a kernel; others expect the CPU as it comes out of reset
+            for cpu in cpus:
+                cpu.msrs[_MTRR_DEF_TYPE] = _MTRR_WRITE_BACK
+        return cpus
+
+    def _cpuid(self, number: int, count: int, changes: str) -> Cpuid:
+        from ..host.backend import module_name
+
+        vm, lapic = self.vm, self.vm.has_irqchip
+        table = host_cpuid(vm._kvm, number, count, lapic)
+        supported = table
+        if lapic:
+            if vm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"):
+                # KVM leaves it to us to say so. Without it a kernel has to measure the timer.
+                leaf = table[1]
+                table = supported = table.with_leaf(replace(leaf, ecx=leaf.ecx | _TSC_DEADLINE))
+            table, self.masked = table.for_module(module_name())
+        return table.mask(changes, supported) if changes else table
 
     # -- running
 
@@ -158,24 +184,44 @@ class Machine:
         stdin: int | None = None,
     ) -> Outcome:
         """Run to the end. ``timeout`` in seconds of wall time, ``max_exits`` in exits to user
-        space. ``stdin``: a descriptor that feeds the serial port; a terminal is put in raw mode.
+        space, of each vCPU. ``stdin``: a descriptor that feeds the serial port; a terminal is put
+        in raw mode.
 
         >>> end = kvmpy.asm("mov al, 3; out 0xf4, al", 16)
         >>> with kvmpy.Machine(end, format="flat", memory="2M") as m: m.run(timeout=60).status
         3
         """
-        start = time.monotonic()
-        console = None if stdin is None else Console(self.serial, stdin, self.cpu.kick)
+        start = self._started_at = time.monotonic()
+        console = None if stdin is None else Console(self.serial, stdin, self._kick)
         try:
             if console:
                 console.start()
-            exit = self._run(start, timeout, max_exits)
+            vcpu, exit = self._run_all(start, timeout, max_exits)
             self._flush(None if timeout is None else max(start + timeout, time.monotonic() + 1))
         finally:
             if console:
                 console.close()
-        ending, status, text = self._judge(exit)
+        ending, status, text = judge(vcpu, exit)
         return Outcome(ending, status, text, exit, time.monotonic() - start)
+
+    def _kick(self) -> None:
+        for cpu in self.cpus:
+            cpu.kick()
+
+    def _run_all(
+        self, start: float, timeout: float | None, max_exits: int | None
+    ) -> tuple[VCPU, Exit]:
+        """One vCPU runs in this thread, several have one each; what ended the first to end."""
+        if len(self.cpus) == 1:
+            return self.cpu, self._run(self.cpu, start, timeout, max_exits)
+        threads = VcpuThreads(self.cpus, lambda vcpu: self._run(vcpu, start, timeout, max_exits))
+        threads.start()
+        try:
+            ending = threads.wait()
+        finally:
+            threads.stop()
+        assert ending.value is not None
+        return ending.vcpu, ending.value
 
     # -- beside a script
 
@@ -232,9 +278,9 @@ class Machine:
         self._started_at = time.monotonic()
 
         def body(vcpu: VCPU) -> Exit:
-            return self._run(self._started_at, timeout, max_exits)
+            return self._run(vcpu, self._started_at, timeout, max_exits)
 
-        threads = VcpuThreads([self.cpu], body, on_end=self._on_end)
+        threads = VcpuThreads(self.cpus, body, on_end=self._on_end)
         with self._life:
             if self._closed:
                 raise ClosedError("this machine is closed")
@@ -246,7 +292,7 @@ class Machine:
     def _on_end(self, ending: ThreadEnding[Exit]) -> None:
         """In the last vCPU thread, when all have ended."""
         if ending.value is not None:
-            status = self._judge(ending.value)
+            status = judge(ending.vcpu, ending.value)
             seconds = time.monotonic() - self._started_at
             self._outcome = Outcome(*status, ending.value, seconds)
         try:
@@ -324,8 +370,8 @@ class Machine:
             while sink.flush() and (deadline is None or time.monotonic() < deadline):
                 pass  # flush() itself waits for the reader
 
-    def _run(self, start: float, timeout: float | None, max_exits: int | None) -> Exit:
-        cpu, budget = self.cpu, max_exits
+    def _run(self, cpu: VCPU, start: float, timeout: float | None, max_exits: int | None) -> Exit:
+        budget = max_exits
         while True:
             left = None if timeout is None else max(0.0, timeout - (time.monotonic() - start))
             exit = cpu.run(left, budget)
@@ -337,63 +383,58 @@ class Machine:
                     return exits.ExitLimit()
 
     def _absent(self, exit: Exit) -> bool:
-        """Answer an access to what is not there; False for any exit that ends the machine."""
+        """Note an access to what is not there; False for any exit that ends the machine."""
         match exit:
             case exits.IoOut(port=port):
-                if _is_reset(exit):
-                    return False
                 self._count("out", port)
             case exits.IoIn(port=port):
-                # An absent keyboard controller whose status reads all ones looks busy for ever.
-                if port == _I8042_COMMAND:
-                    self.cpu.answer(bytes(exit.size * exit.count))
                 self._count("in", port)
             case exits.MmioWrite(gpa=gpa):
                 self._count("write", gpa & ~0xFFF)
             case exits.MmioRead(gpa=gpa):
                 self._count("read", gpa & ~0xFFF)
+            case exits.GuestCrashLoaded():
+                pass  # its crash kernel takes over
             case _:
                 return False
         return True
 
     def _count(self, kind: str, address: int) -> None:
         key = (kind, address)
-        if key not in self.unclaimed and len(self.unclaimed) >= _MAX_COUNTED:
-            key = (kind, -1)  # all others
-        self.unclaimed[key] += 1
-
-    def _judge(self, exit: Exit) -> tuple[Ending, int, str]:
-        match exit:
-            case exits.DebugExit(status=status):
-                text = f"the guest ended with status {status}"
-                return "debug-exit", status & 0xFF, text
-            case exits.Hlt():
-                return "halt", 0, "the guest halted"
-            case exits.IoOut():
-                return "reset", 0, "the guest asked for a reset"
-            case exits.Timeout():
-                return "timeout", 124, f"timeout: the guest was {self._whereabouts()}"
-            case exits.ExitLimit():
-                return "exit-limit", 124, f"exit limit: the guest was {self._whereabouts()}"
-            case exits.Kicked():
-                return "interrupted", 130, "ended by the user"
-            case _:
-                return "failure", 1, self.cpu.explain(exit)
-
-    def _whereabouts(self) -> str:
-        sregs = self.cpu.sregs
-        mode = "real mode" if not sregs.cr0 & 1 else sregs.cs.kind
-        return f"at {sregs.cs.selector:04x}:{self.cpu.regs.rip:#x} (ring {sregs.ss.dpl}, {mode})"
+        with self._counting:
+            if key not in self.unclaimed and len(self.unclaimed) >= _MAX_COUNTED:
+                key = (kind, -1)  # all others
+            self.unclaimed[key] += 1
 
     @property
     def stats(self) -> RunStats:
-        """Exits by reason.
+        """Exits by reason, of all vCPUs together.
 
         >>> with kvmpy.Machine(kvmpy.asm("hlt", 16), format="flat", memory="2M") as m:
         ...     m.run(timeout=60).ending, m.stats.total
         ('halt', 1)
         """
-        return self.cpu.run_stats
+        first, *others = (cpu.run_stats for cpu in self.cpus)
+        return sum(others, first)
+
+    @property
+    def phases(self) -> dict[str, float | None]:
+        """Seconds from the making of this object to the first entry of the guest, the first exit
+        to user space and the first byte on the serial port; None for what has not been.
+
+        >>> with kvmpy.Machine(kvmpy.asm("hlt", 16), format="flat", memory="2M") as m:
+        ...     _ = m.run(timeout=60)
+        ...     m.phases["entry"] <= m.phases["first_exit"], m.phases["first_serial_byte"]
+        (True, None)
+        """
+        moments = {
+            "entry": self._started_at or None,
+            "first_exit": min(
+                (at for cpu in self.cpus if (at := cpu.first_exit_at) is not None), default=None
+            ),
+            "first_serial_byte": self.serial.sink.first_at,
+        }
+        return {name: at and at - self._made_at for name, at in moments.items()}
 
     # -- life
 
@@ -411,12 +452,13 @@ class Machine:
         try:
             self.stop()
         finally:
-            self.serial.disconnect()
+            self.pc.disconnect()
             self.vm.close()  # ends a run that stop() could not, as soon as its handler returns
             if not self.running:
                 self._end_console_output()
             if self._console is not None:
                 self._console.close()
+            self.pc.close()
 
     def __enter__(self) -> Machine:
         return self
@@ -425,17 +467,12 @@ class Machine:
         self.close()
 
 
-def _stand_in_for_firmware(memory: GuestMemory) -> None:
-    """There is no BIOS, so a call of it is reported by name. Of its data area the two fields that
-    kernels look at: Xen places its trampoline by the size of base memory."""
-    write_real_mode_stubs(memory)
-    base_memory = min(memory.regions[0].size, layout.LOW_MEMORY_END) >> 10
-    memory.write(layout.BDA_COM1, layout.COM1_PORT.to_bytes(2, "little"))
-    memory.write(layout.BDA_BASE_MEMORY, base_memory.to_bytes(2, "little"))
-
-
-def _is_reset(exit: exits.IoOut) -> bool:
-    """A pulse of the keyboard controller's reset line, or the chipset's reset register."""
-    if exit.port == _I8042_COMMAND:
-        return exit.data[0] == _I8042_RESET
-    return exit.port == _RESET_CONTROL and bool(exit.data[0] & _RESET_CPU)
+def _pins(pin: int | Sequence[int] | None, cpus: int) -> Sequence[int | None]:
+    if cpus < 1:
+        raise ValueError(f"cpus={cpus}: a machine has 1 or more")
+    if pin is None:
+        return (None,) * cpus
+    pins = (pin,) if isinstance(pin, int) else tuple(pin)
+    if len(pins) != cpus:
+        raise ValueError(f"pin={pin!r}: give one pCPU for each of {cpus} vCPUs")
+    return pins

@@ -63,7 +63,7 @@ def test_halt_is_0_and_says_so(flat) -> None:
 )
 def test_reset_ends_the_machine(flat, code: str) -> None:
     result = boot(flat(code))
-    assert result.returncode == 0
+    assert result.returncode == 3
     assert b"reset" in result.stderr
 
 

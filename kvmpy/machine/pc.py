@@ -1,0 +1,120 @@
+"""The PC around the vCPUs: its devices on their ports, virtio slots, and the firmware's tables.
+
+Every machine has a serial port, debug console, debug exit, POST port, keyboard controller, reset
+control and clock: none costs a guest anything that does not look at it. With KVM's interrupt
+controllers there are ACPI's registers, the panic port and virtio devices too, and the tables that
+tell a kernel of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..boot.acpi import VirtioMmio, build_acpi
+from ..boot.mptable import build_mp_table
+from ..devices import (
+    I8042,
+    DebugConsole,
+    DebugExit,
+    PostPort,
+    PowerManagement,
+    PvPanic,
+    ResetControl,
+    Rtc,
+    Uart,
+)
+from ..x86 import layout
+from ..x86.modes import write_real_mode_stubs
+
+if TYPE_CHECKING:
+    from ..devices.virtio import VirtioDevice
+    from ..memory import GuestMemory
+    from ..vm import VM
+
+
+class Pc:
+    """The devices of one VM. ``output``: descriptor for serial port and debug console, or None.
+
+    ``virtio``: devices, connected in this order to the slots of the memory map. They are closed
+    with the Pc. Raises ValueError when there are more than slots, or when they have no interrupt
+    controller.
+    """
+
+    def __init__(self, vm: VM, output: int | None, virtio: Sequence[VirtioDevice] = ()):
+        self.vm = vm
+        self.virtio = tuple(virtio)
+        self.serial = Uart(output)
+        self.debug_console = DebugConsole(output)
+        self.post = PostPort()
+        self.i8042 = I8042()
+        low = vm.memory.regions[0].size
+        self.rtc = Rtc(low, vm.memory.size - low)
+        self.power = PowerManagement()
+        self._attach()
+        if vm.irqchip == "kernel":
+            self._connect_lines()
+        self.slots = self._connect_virtio()
+
+    def _attach(self) -> None:
+        attach = self.vm.attach
+        attach(self.serial, layout.COM1_PORT)
+        attach(self.debug_console, layout.DEBUGCON_PORT)
+        attach(DebugExit(), layout.DEBUG_EXIT_PORT)
+        attach(self.post, layout.POST_PORT)
+        attach(self.i8042.data, layout.I8042_DATA_PORT)
+        attach(self.i8042.command, layout.I8042_COMMAND_PORT)
+        attach(self.rtc, layout.RTC_PORT)
+        attach(ResetControl(), layout.RESET_CONTROL_PORT)
+        if self.vm.has_irqchip:
+            attach(self.power, layout.ACPI_PM_PORT)
+            attach(PvPanic(), layout.PVPANIC_PORT)
+
+    def _connect_lines(self) -> None:
+        fd = self.vm.fileno()
+        self.serial.connect_line(fd, layout.COM1_IRQ)
+        self.rtc.connect_line(fd, layout.RTC_IRQ)
+        self.power.connect_line(fd, layout.SCI_IRQ)
+
+    def _connect_virtio(self) -> tuple[VirtioMmio, ...]:
+        if self.virtio and not self.vm.has_irqchip:
+            raise ValueError("virtio devices need an interrupt controller: irqchip='kernel'")
+        if len(self.virtio) > len(layout.VIRTIO_MMIO_GSIS):
+            raise ValueError(
+                f"{len(self.virtio)} virtio devices: there are interrupts for "
+                f"{len(layout.VIRTIO_MMIO_GSIS)}"
+            )
+        slots = []
+        for number, device in enumerate(self.virtio):
+            gpa = layout.VIRTIO_MMIO_BASE + number * layout.VIRTIO_MMIO_SIZE
+            gsi = layout.VIRTIO_MMIO_GSIS[number]
+            device.connect(self.vm, gpa, gsi)
+            slots.append(VirtioMmio(gpa, layout.VIRTIO_MMIO_SIZE, gsi))
+        return tuple(slots)
+
+    def write_tables(self, apic_ids: Sequence[int], *, acpi: bool = True) -> int | None:
+        """ACPI's tables, and the MP table for kernels that have or want no ACPI. The gpa of the
+        RSDP; None without ACPI."""
+        memory = self.vm.memory
+        if len(apic_ids) < 255:  # whose ids have 8 bits
+            build_mp_table(memory, apic_ids)
+        return build_acpi(memory, apic_ids, self.slots).rsdp if acpi else None
+
+    def disconnect(self) -> None:
+        """No interrupt any more: the VM's descriptor is about to go."""
+        for device in (self.serial, self.rtc, self.power):
+            device.disconnect()
+
+    def close(self) -> None:
+        """Close the virtio devices and what is behind them, after the VM."""
+        for device in self.virtio:
+            device.close()
+
+
+def stand_in_for_firmware(memory: GuestMemory) -> None:
+    """There is no BIOS, so a call of it is reported by name. Of its data area the two fields that
+    kernels look at: Xen places its trampoline by the size of base memory."""
+    write_real_mode_stubs(memory)
+    base_memory = min(memory.regions[0].size, layout.LOW_MEMORY_END) >> 10
+    memory.write(layout.BDA_COM1, layout.COM1_PORT.to_bytes(2, "little"))
+    memory.write(layout.BDA_BASE_MEMORY, base_memory.to_bytes(2, "little"))
