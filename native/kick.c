@@ -13,6 +13,10 @@
  * bytecodes, which a thread inside KVM_RUN never reaches. So while vCPUs run, SIGINT and SIGTERM
  * pass through our handler, which gets every running vCPU out and then calls the handler that was
  * there before.
+ *
+ * Other signals with a handler (SIGALRM, SIGUSR1 ...) interrupt KVM_RUN by themselves, but not one
+ * that is only about to begin. They pass through our handler too: it sets the flag of the vCPU that
+ * the main thread, where Python runs its handlers, is about to enter or in.
  */
 #include <errno.h>
 #include <signal.h>
@@ -31,14 +35,19 @@
 
 static HANDLER_TLS struct shim_vcpu *current;
 static HANDLER_TLS int self;
+static HANDLER_TLS volatile sig_atomic_t noted; /* a signal found no vCPU on this thread */
 
 /* What a signal handler needs to know of other threads cannot be thread-local: the kernel ids of
  * the threads inside shim_run(), and the handlers that stood before ours. */
 static _Atomic int running[MAX_RUNNING];
 static _Atomic int running_end; /* no running thread at or above this index */
 static int kick_signal;
-static const int forwarded[] = { SIGINT, SIGTERM };
-static struct sigaction previous[2];
+/* The first two end every run; the others let the main thread's run see to Python's handlers. */
+static const int forwarded[] = { SIGINT, SIGTERM, SIGALRM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD,
+				 SIGVTALRM, SIGPROF };
+#define FORWARDED (sizeof(forwarded) / sizeof(forwarded[0]))
+#define ENDING 2
+static struct sigaction previous[FORWARDED];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 int64_t shim_now(void)
@@ -70,8 +79,10 @@ static void on_kick(int signal_number, siginfo_t *info, void *context)
 	struct shim_vcpu *vcpu = current;
 
 	(void)signal_number, (void)context;
-	if (!vcpu)
-		return; /* it has left the loop meanwhile: shim_kick()'s flag is still there */
+	if (!vcpu) {
+		noted = 1; /* it has left the loop meanwhile: shim_kick()'s flag is still there */
+		return;
+	}
 	if (info->si_code == SI_QUEUE)
 		atomic_store(&vcpu->signalled, info->si_value.sival_int);
 	vcpu->run->immediate_exit = 1;
@@ -91,20 +102,36 @@ static void interrupt_thread(int thread, int number)
 		syscall(SYS_tgkill, getpid(), thread, kick_signal);
 }
 
+static unsigned index_of(int number)
+{
+	unsigned i = 0;
+
+	while (forwarded[i] != number)
+		i++;
+	return i;
+}
+
 static void on_forwarded(int number, siginfo_t *info, void *context)
 {
-	int saved = errno, end = atomic_load(&running_end);
-	const struct sigaction *before = &previous[number == SIGTERM];
+	int saved = errno, end = atomic_load(&running_end), main_thread = getpid();
+	unsigned which = index_of(number);
+	const struct sigaction *before = &previous[which];
 
 	for (int i = 0; i < end; i++) {
 		int thread = atomic_load(&running[i]);
 
-		if (thread && thread != self)
+		if (!thread || thread == shim_kick_thread())
+			continue;
+		if (which < ENDING)
 			interrupt_thread(thread, number);
+		else if (thread == main_thread)
+			syscall(SYS_tgkill, main_thread, main_thread, kick_signal);
 	}
 	/* On this thread KVM_RUN ends with EINTR, and Python gets to run its handler. */
 	if (current)
 		current->run->immediate_exit = 1;
+	else
+		noted = 1;
 	if (before->sa_flags & SA_SIGINFO)
 		before->sa_sigaction(number, info, context);
 	else
@@ -119,7 +146,7 @@ static bool is_function(const struct sigaction *action)
 }
 
 /* Python's signal.signal() replaces our handler without a word, so look again at every run. */
-static void forward(int i)
+static void forward(unsigned i)
 {
 	struct sigaction now, ours;
 
@@ -216,10 +243,33 @@ void shim_kick_leave(struct shim_vcpu *vcpu)
 	atomic_store(&vcpu->thread, 0);
 }
 
+/* Looking at a signal's action costs a system call: a handler for one of those that do not end runs
+ * may be found this much later. */
+#define LOOK_AGAIN_NS 1000000
+
 void shim_kick_forward(void)
 {
-	forward(0);
-	forward(1);
+	static _Atomic int64_t looked;
+	int64_t now;
+
+	for (unsigned i = 0; i < ENDING; i++)
+		forward(i);
+	now = shim_now();
+	if (self != getpid() || now - atomic_load(&looked) < LOOK_AGAIN_NS)
+		return;
+	atomic_store(&looked, now);
+	for (unsigned i = ENDING; i < FORWARDED; i++)
+		forward(i);
+}
+
+/* The run is about to enter the guest: a signal that came since Python last looked is to be seen
+ * to first. One that Python has seen to costs an entry that comes straight back. */
+void shim_kick_recall(struct shim_vcpu *vcpu)
+{
+	if (!noted)
+		return;
+	noted = 0;
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 }
 
 static int timer_for_this_thread(struct shim_vcpu *vcpu)

@@ -490,6 +490,7 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 		return refused(vcpu, error);
 	}
 	shim_kick_forward();
+	shim_kick_recall(vcpu);
 	atomic_store(&vcpu->signalled, 0);
 	vcpu->exits_left = max_exits;
 	vcpu->deadline = timeout_ns < 0 ? 0 : shim_now() + timeout_ns;
@@ -525,6 +526,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 	if (vcpu->stop != SHIM_SIGNAL && vcpu->element < vcpu->elements)
 		stop = dispatch(vcpu, vcpu->element);
 	overdue(vcpu);
+	shim_kick_recall(vcpu);
 	return leave(vcpu, stop == SHIM_CONTINUE ? loop(vcpu) : stop);
 }
 

@@ -322,6 +322,7 @@ int shim_kick_enter(struct shim_vcpu *vcpu);
 void shim_kick_leave(struct shim_vcpu *vcpu);
 int shim_kick_arm(struct shim_vcpu *vcpu);
 void shim_kick_forward(void);
+void shim_kick_recall(struct shim_vcpu *vcpu);
 int64_t shim_now(void);
 
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);

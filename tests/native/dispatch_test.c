@@ -300,6 +300,41 @@ static void eintr_of_a_foreign_signal(void)
 	end();
 }
 
+static volatile sig_atomic_t handled;
+
+static void on_usr1(int number)
+{
+	(void)number;
+	handled++;
+}
+
+static void raise_usr1(void)
+{
+	raise(SIGUSR1);
+}
+
+static void foreign_signals_are_not_lost(void)
+{
+	const struct step script[] = { { STEP_CALL_EARLY, 0, 0, 0, NULL, raise_usr1 },
+				       { STEP_OUT, 0x60, 1, 1, "" }, { STEP_EXIT, 0, 5 }, { 0 } };
+	struct timespec pause = { .tv_nsec = 2000000 };
+
+	nanosleep(&pause, NULL); /* so that the run looks for handlers again */
+	CHECK(signal(SIGUSR1, on_usr1) != SIG_ERR);
+	begin(script, ALL_SYNC);
+	CHECK_EQUAL(shim_bus_claim(bus, false, 0x60, 1, SHIM_OWNER_PYTHON, 0, NULL), 0);
+	CHECK_EQUAL(run(), SHIM_SIGNAL); /* between the caller's last look and KVM's */
+	CHECK_EQUAL(handled, 1);
+	CHECK_EQUAL(shim_resume(vcpu), SHIM_ACCESS);
+	raise(SIGUSR1); /* after the caller's last look, before the vCPU is the thread's */
+	CHECK_EQUAL(shim_resume(vcpu), SHIM_SIGNAL);
+	CHECK_EQUAL(handled, 2);
+	CHECK_EQUAL(shim_resume(vcpu), SHIM_EXIT);
+	CHECK_EQUAL(vcpu->run->exit_reason, KVM_EXIT_HLT);
+	end();
+	signal(SIGUSR1, SIG_DFL);
+}
+
 static void eagain_enters_again(void)
 {
 	const struct step script[] = { { STEP_FAIL, 0, EAGAIN }, { STEP_FAIL_EARLY, 0, EAGAIN },
@@ -865,6 +900,7 @@ int main(void)
 	nothing_to_do();
 	decode_never_exceeds_its_words();
 	eintr_of_a_foreign_signal();
+	foreign_signals_are_not_lost();
 	eagain_enters_again();
 	enomem_of_the_first_run_is_tried_once_more();
 	memory_faults();
