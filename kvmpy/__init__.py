@@ -137,6 +137,9 @@ if TYPE_CHECKING:
         VmDeadError as VmDeadError,
     )
     from .exits import (
+        ApResetHold as ApResetHold,
+    )
+    from .exits import (
         BusLock as BusLock,
     )
     from .exits import (
@@ -173,7 +176,22 @@ if TYPE_CHECKING:
         Hypercall as Hypercall,
     )
     from .exits import (
+        Hyperv as Hyperv,
+    )
+    from .exits import (
+        HypervHypercall as HypervHypercall,
+    )
+    from .exits import (
+        HypervSyndbg as HypervSyndbg,
+    )
+    from .exits import (
+        HypervSynic as HypervSynic,
+    )
+    from .exits import (
         InternalError as InternalError,
+    )
+    from .exits import (
+        Intr as Intr,
     )
     from .exits import (
         IoapicEoi as IoapicEoi,
@@ -200,6 +218,9 @@ if TYPE_CHECKING:
         MmioWrite as MmioWrite,
     )
     from .exits import (
+        Nmi as Nmi,
+    )
+    from .exits import (
         Notify as Notify,
     )
     from .exits import (
@@ -224,6 +245,9 @@ if TYPE_CHECKING:
         SystemEvent as SystemEvent,
     )
     from .exits import (
+        Tdx as Tdx,
+    )
+    from .exits import (
         Timeout as Timeout,
     )
     from .exits import (
@@ -237,6 +261,9 @@ if TYPE_CHECKING:
     )
     from .exits import (
         Wrmsr as Wrmsr,
+    )
+    from .exits import (
+        Xen as Xen,
     )
     from .irqchips import (
         IoapicState as IoapicState,
@@ -285,6 +312,9 @@ if TYPE_CHECKING:
     )
     from .vm import (
         VM as VM,
+    )
+    from .vm_filters import (
+        MsrRange as MsrRange,
     )
     from .vm_irq import (
         IrqStatus as IrqStatus,
@@ -386,6 +416,16 @@ _WHERE = {
     "PicState": ".irqchips",
     "PitState": ".irqchips",
     "RedirectionEntry": ".irqchips",
+    "ApResetHold": ".exits",
+    "Hyperv": ".exits",
+    "HypervHypercall": ".exits",
+    "HypervSynic": ".exits",
+    "HypervSyndbg": ".exits",
+    "Intr": ".exits",
+    "Nmi": ".exits",
+    "Tdx": ".exits",
+    "Xen": ".exits",
+    "MsrRange": ".vm_filters",
     "KVM": ".kvm",
     "Machine": ".machine",
     "GuestMemory": ".memory",

@@ -129,6 +129,7 @@ class Bus:
         self._bus = _ffi.gc(bus, _lib.shim_bus_free)
         self.handlers: list[AccessHandler] = []
         self.batch_handlers: list[Callable[[WriteBatch], None]] = []
+        self.msr_handlers: list[Callable[..., Any]] = []
         #: C memory that the table points into.
         self._kept: list[object] = []
 
@@ -195,6 +196,32 @@ class Bus:
         error = _lib.shim_bus_release(self._bus, mmio, first)
         if error == -errno.ENOENT:
             raise ClaimError(f"no claim starts at {first:#x}")
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def handle_msr(
+        self, is_write: bool, first: int, count: int, handler: Callable[..., Any]
+    ) -> None:
+        """Have ``handler`` answer reads, or writes, of ``count`` MSRs from ``first`` on."""
+        space = _lib.SHIM_WRMSR if is_write else _lib.SHIM_RDMSR
+        self.msr_handlers.append(handler)  # first: a vCPU may ask at once
+        error = _lib.shim_bus_claim(
+            self._bus, space, first, count, _lib.SHIM_OWNER_PYTHON, len(self.msr_handlers) - 1,
+            _ffi.NULL,
+        )  # fmt: skip
+        if error == -errno.EEXIST:
+            raise ClaimError(f"MSRs {first:#x}..{first + count - 1:#x}: some have a handler")
+        if error == -errno.EINVAL:
+            raise ClaimError(f"MSRs {first:#x}+{count:#x} are not in 0..2**32-1")
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def release_msr(self, is_write: bool, first: int) -> None:
+        """Take back the claim of reads, or writes, that starts at MSR ``first``."""
+        space = _lib.SHIM_WRMSR if is_write else _lib.SHIM_RDMSR
+        error = _lib.shim_bus_release(self._bus, space, first)
+        if error == -errno.ENOENT:
+            raise ClaimError(f"no handler's MSRs start at {first:#x}")
         if error:
             raise OSError(-error, os.strerror(-error))
 

@@ -1,9 +1,10 @@
 """Why a run came back, as values to match on.
 
-One frozen dataclass per exit reason of KVM (KVM API, "5. The kvm_run structure"), and a few for
-what the host itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimit`,
-:class:`DebugExit`. What the guest asks of its machine comes from the devices that it asks
-(``kvmpy.devices.platform``): :class:`Reset`, :class:`PowerOff`, :class:`GuestPanic`.
+One frozen dataclass per exit reason of KVM (KVM API, "5. The kvm_run structure"; those by which the
+guest asks its hypervisor for something are in :mod:`kvmpy.exit_calls`), and a few for what the host
+itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimit`, :class:`DebugExit`. What the
+guest asks of its machine comes from the devices that it asks (``kvmpy.devices.platform``):
+:class:`Reset`, :class:`PowerOff`, :class:`GuestPanic`.
 
     match cpu.run(timeout=1.0):
         case IoOut(port=0xE9, data=data): ...
@@ -13,25 +14,31 @@ what the host itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimi
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
+
+from .exit_base import Exit as Exit
+from .exit_base import exit_value
+from .exit_calls import Hypercall as Hypercall
+from .exit_calls import Hyperv as Hyperv
+from .exit_calls import HypervHypercall as HypervHypercall
+from .exit_calls import HypervOther as HypervOther
+from .exit_calls import HypervSyndbg as HypervSyndbg
+from .exit_calls import HypervSynic as HypervSynic
+from .exit_calls import Rdmsr as Rdmsr
+from .exit_calls import SystemEvent as SystemEvent
+from .exit_calls import Tdx as Tdx
+from .exit_calls import Wrmsr as Wrmsr
+from .exit_calls import Xen as Xen
+from .exit_names import DR6_FLAGS, INTERNAL_ERRORS
+from .exit_names import REASONS as REASONS
+from .records import flags_text
 
 if TYPE_CHECKING:
     from .x86.exceptions import ExceptionReport, SyscallReport
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """Base of all exits."""
-
-    #: KVM_EXIT_* number; -1 for the host's own.
-    reason: ClassVar[int] = -1
-    #: False when running again cannot help: the guest is over.
-    resumable: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Unknown(Exit):
     """The processor left the guest for a reason KVM does not know."""
 
@@ -40,7 +47,7 @@ class Unknown(Exit):
     hardware_exit_reason: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Exception_(Exit):
     """KVM_EXIT_EXCEPTION. No x86 KVM of today gives it."""
 
@@ -49,7 +56,7 @@ class Exception_(Exit):
     error_code: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class IoOut(Exit):
     """The guest wrote to a port nobody has claimed.
 
@@ -65,11 +72,15 @@ class IoOut(Exit):
 
     @property
     def value(self) -> int:
-        """The first element."""
+        """The first element.
+
+        >>> kvmpy.IoOut(0x10, 2, b"\\x34\\x12").value == 0x1234
+        True
+        """
         return int.from_bytes(self.data[: self.size], "little")
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class IoIn(Exit):
     """The guest reads a port nobody has claimed. ``cpu.answer(...)`` gives it ``size * count``
     bytes; without an answer it reads all ones."""
@@ -80,7 +91,7 @@ class IoIn(Exit):
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class MmioWrite(Exit):
     """The guest wrote to a guest physical address without memory. 1 to 8 bytes."""
 
@@ -90,16 +101,24 @@ class MmioWrite(Exit):
 
     @property
     def size(self) -> int:
-        """Bytes written."""
+        """Bytes written.
+
+        >>> kvmpy.MmioWrite(0xD0000000, bytes(4)).size
+        4
+        """
         return len(self.data)
 
     @property
     def value(self) -> int:
-        """The bytes as a little-endian number."""
+        """The bytes as a little-endian number.
+
+        >>> kvmpy.MmioWrite(0xD0000000, b"\\x01\\x02").value == 0x201
+        True
+        """
         return int.from_bytes(self.data, "little")
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class MmioRead(Exit):
     """The guest reads ``size`` bytes where there is no memory. See :meth:`VCPU.answer`."""
 
@@ -108,18 +127,13 @@ class MmioRead(Exit):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hypercall(Exit):
-    """A hypercall KVM leaves to its user."""
-
-    reason: ClassVar[int] = 3
-    number: int
-    args: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Debug(Exit):
-    """A breakpoint or single step asked for with KVM_SET_GUEST_DEBUG."""
+    """A breakpoint or single step asked for with KVM_SET_GUEST_DEBUG.
+
+    ``exception``: 1 for #DB, 3 for #BP; ``pc``: the linear address KVM gives, with #DB after a
+    step the instruction that comes next or, where KVM emulated, the one that was stepped over.
+    """
 
     reason: ClassVar[int] = 4
     exception: int
@@ -127,22 +141,59 @@ class Debug(Exit):
     dr6: int
     dr7: int
 
+    def _text(self, name: str) -> str:
+        if name != "dr6":
+            return Exit._text(self, name)
+        named = flags_text(self.dr6 & sum(1 << bit for bit in DR6_FLAGS), DR6_FLAGS)
+        return f"{self.dr6:#x}{named[named.find('[') :] if '[' in named else ''}"
 
-@dataclass(frozen=True, slots=True)
+    @property
+    def single_step(self) -> bool:
+        """DR6.BS: a step.
+
+        >>> exit = kvmpy.Debug(exception=1, pc=0x1000, dr6=0xFFFF4FF2, dr7=0x400)
+        >>> exit.single_step
+        True
+        """
+        return self.exception == 1 and bool(self.dr6 >> 14 & 1)
+
+    @property
+    def software(self) -> bool:
+        """INT3.
+
+        >>> kvmpy.Debug(exception=3, pc=0x1000, dr6=0, dr7=0x400).software
+        True
+        """
+        return self.exception == 3
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The debug registers 0..3 whose condition was met.
+
+        >>> exit = kvmpy.Debug(exception=1, pc=0x1000, dr6=0xFFFF4FF2, dr7=0x400)
+        >>> exit.slots
+        (1,)
+        """
+        if self.exception != 1:
+            return ()
+        return tuple(slot for slot in range(4) if self.dr6 >> slot & 1)
+
+
+@exit_value
 class Hlt(Exit):
     """The guest executed HLT. Never seen with an in-kernel LAPIC, where KVM itself waits."""
 
     reason: ClassVar[int] = 5
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class IrqWindowOpen(Exit):
     """The guest can take an interrupt now (asked for with request_interrupt_window)."""
 
     reason: ClassVar[int] = 7
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Shutdown(Exit):
     """Triple fault. On AMD the registers may show the state after INIT, not the fault's."""
 
@@ -150,7 +201,7 @@ class Shutdown(Exit):
     resumable: ClassVar[bool] = False
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class FailEntry(Exit):
     """The processor refused the guest state on VM entry."""
 
@@ -160,51 +211,40 @@ class FailEntry(Exit):
     cpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Intr(Exit):
     """KVM_EXIT_INTR: a signal; usually seen as EINTR instead, and handled by the run loop."""
 
     reason: ClassVar[int] = 10
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class SetTpr(Exit):
-    """The guest lowered its task priority (no in-kernel LAPIC)."""
+    """The guest lowered its task priority, CR8 (no in-kernel LAPIC): see :attr:`VCPU.cr8`."""
 
     reason: ClassVar[int] = 11
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class TprAccess(Exit):
-    """The guest touched the task priority register, and reporting is on."""
+    """The guest touched the task priority register at ``rip``, and reporting is on
+    (KVM_TPR_ACCESS_REPORTING)."""
 
     reason: ClassVar[int] = 12
     rip: int
     is_write: bool
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Nmi(Exit):
     """KVM_EXIT_NMI."""
 
     reason: ClassVar[int] = 16
 
 
-#: KVM_INTERNAL_ERROR_* by number.
-INTERNAL_ERRORS = {
-    1: "emulation",
-    2: "simultaneous exceptions",
-    3: "delivery of an event caused an exit",
-    4: "unexpected exit reason",
-}
-
-
-@dataclass(frozen=True, slots=True)
+@exit_value
 class InternalError(Exit):
-    """KVM gave up on an instruction. ``data`` is as KVM gave it.
-
-    ``instruction``: for suberror 1 the bytes KVM could not emulate, where it says.
-    """
+    """KVM gave up on an instruction. ``data`` is as KVM gave it."""
 
     reason: ClassVar[int] = 17
     resumable: ClassVar[bool] = False
@@ -212,112 +252,144 @@ class InternalError(Exit):
     data: tuple[int, ...] = ()
 
     @property
+    def flags(self) -> int:
+        """For suberror 1: KVM_INTERNAL_ERROR_EMULATION_FLAG_*; 0 where KVM gave none.
+
+        >>> error = kvmpy.InternalError(1, (1, 0x9B01, 0, 7))
+        >>> error.flags
+        1
+        """
+        return self.data[0] if self.suberror == 1 and self.data else 0
+
+    @property
     def instruction(self) -> bytes:
-        """KVM API, "KVM_EXIT_INTERNAL_ERROR": flags bit 0 says that bytes follow."""
-        if self.suberror != 1 or len(self.data) < 3 or not self.data[0] & 1:
+        """For suberror 1: the bytes KVM could not emulate, where it says (KVM API,
+        "KVM_EXIT_INTERNAL_ERROR"; flags bit 0 says that they follow).
+
+        >>> error = kvmpy.InternalError(1, (1, 0x9B01, 0, 7))
+        >>> error.instruction
+        b'\\x9b'
+        """
+        if not self.flags & 1 or len(self.data) < 3:
             return b""
         raw = struct.pack("<2Q", *self.data[1:3])
         return raw[1 : 1 + min(raw[0], 15)]
 
     @property
+    def debug_data(self) -> tuple[int, ...]:
+        """What lies beyond the documented fields: differs between kernels.
+
+        >>> error = kvmpy.InternalError(1, (1, 0x9B01, 0, 7))
+        >>> error.debug_data
+        (7,)
+        """
+        if self.suberror != 1:
+            return self.data
+        return self.data[3 if self.flags & 1 else 1 :]
+
+    @property
     def kind(self) -> str:
-        """The suberror in words."""
+        """The suberror in words.
+
+        >>> error = kvmpy.InternalError(1, (1, 0x9B01, 0, 7))
+        >>> error.kind
+        'emulation'
+        """
         return INTERNAL_ERRORS.get(self.suberror, f"suberror {self.suberror}")
 
 
-@dataclass(frozen=True, slots=True)
-class SystemEvent(Exit):
-    """The guest asked for shutdown, reset or suspend, or crashed, through KVM itself."""
-
-    reason: ClassVar[int] = 24
-    type: int
-    data: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
+@exit_value
 class IoapicEoi(Exit):
-    """End of a level-triggered interrupt (split irqchip)."""
+    """The LAPIC got the end of a level-triggered interrupt: ``vector`` 0..255 (split irqchip)."""
 
     reason: ClassVar[int] = 26
     vector: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hyperv(Exit):
-    """A Hyper-V hypercall or SynIC event."""
-
-    reason: ClassVar[int] = 27
-
-
-@dataclass(frozen=True, slots=True)
-class Rdmsr(Exit):
-    """The guest reads an MSR that was left to user space. ``why``: KVM_MSR_EXIT_REASON_*."""
-
-    reason: ClassVar[int] = 29
-    index: int
-    why: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wrmsr(Exit):
-    """The guest writes an MSR that was left to user space."""
-
-    reason: ClassVar[int] = 30
-    index: int
-    data: int
-    why: int
-
-
-@dataclass(frozen=True, slots=True)
+@exit_value
 class DirtyRingFull(Exit):
-    """The dirty ring is full."""
+    """The vCPU's dirty ring is full: harvest it, reset the rings, run on."""
 
     reason: ClassVar[int] = 31
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
+class ApResetHold(Exit):
+    """An SEV-ES guest's vCPU waits for its INIT and SIPI (AP Reset Hold of the GHCB protocol)."""
+
+    reason: ClassVar[int] = 32
+
+
+@exit_value
 class BusLock(Exit):
-    """The guest locked the bus, and detection exits."""
+    """The guest locked the bus, and detection exits (KVM_CAP_X86_BUS_LOCK_EXIT). With another
+    exit at the same moment :attr:`VCPU.bus_locked` tells it. On Intel after the instruction, on
+    AMD before it."""
 
     reason: ClassVar[int] = 33
 
 
-@dataclass(frozen=True, slots=True)
-class Xen(Exit):
-    """A Xen hypercall."""
-
-    reason: ClassVar[int] = 34
-
-
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Notify(Exit):
     """No event window opened for too long (KVM_CAP_X86_NOTIFY_VMEXIT)."""
 
     reason: ClassVar[int] = 37
+    flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"flags": {0: "CONTEXT_INVALID"}}
     flags: int
 
+    @property
+    def context_invalid(self) -> bool:
+        """The processor's state of the guest is corrupt: do not run on.
 
-@dataclass(frozen=True, slots=True)
+        >>> kvmpy.Notify(1).context_invalid
+        True
+        """
+        return bool(self.flags & 1)
+
+
+@exit_value
 class MemoryFault(Exit):
     """An access that KVM cannot resolve: guest_memfd, memory attributes, or a hole in a slot."""
 
     reason: ClassVar[int] = 39
+    flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"flags": {3: "PRIVATE"}}
     flags: int
     gpa: int
     size: int
 
+    @property
+    def private(self) -> bool:
+        """The access was to private memory (KVM_MEMORY_EXIT_FLAG_PRIVATE).
 
-@dataclass(frozen=True, slots=True)
+        >>> kvmpy.MemoryFault(8, 0x1000, 0x1000).private
+        True
+        """
+        return bool(self.flags >> 3 & 1)
+
+
+@exit_value
 class OtherExit(Exit):
-    """An exit reason this package has no class for."""
+    """An exit reason this package has no class for: another architecture's, or a newer kernel's."""
 
     number: int
+
+    def _text(self, name: str) -> str:
+        return str(self.number)  # as the kernel writes them
+
+    @property
+    def name(self) -> str:
+        """KVM_EXIT_* without the prefix.
+
+        >>> kvmpy.OtherExit(41).name
+        'ARM_SEA'
+        """
+        return REASONS.get(self.number, f"exit {self.number}")
 
 
 # ---- the host's own
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Kicked(Exit):
     """:meth:`VCPU.kick` ended the run, or Ctrl-C did while another thread ran the vCPU: then
     ``signal`` is the signal's number."""
@@ -325,17 +397,17 @@ class Kicked(Exit):
     signal: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Timeout(Exit):
     """The run's time budget is spent. The vCPU can be run again."""
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class ExitLimit(Exit):
     """The run's exit budget is spent. The vCPU can be run again."""
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class DebugExit(Exit):
     """The guest wrote ``status`` to the debug-exit port."""
 
@@ -343,7 +415,7 @@ class DebugExit(Exit):
     status: int
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class Reset(Exit):
     """The guest resets its machine.
 
@@ -355,7 +427,7 @@ class Reset(Exit):
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class PowerOff(Exit):
     """The guest turns its machine off. ``source``: "acpi", sleep state S5."""
 
@@ -363,7 +435,7 @@ class PowerOff(Exit):
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class GuestPanic(Exit):
     """The guest's kernel has panicked, and says so. ``source``: "pvpanic".
 
@@ -374,14 +446,14 @@ class GuestPanic(Exit):
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class GuestCrashLoaded(Exit):
     """The guest's kernel has panicked, and its crash kernel takes over. ``source``: "pvpanic"."""
 
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class GuestException(Exit):
     """An exception arrived at a stub that :meth:`VCPU.enter` put there: nobody else wanted it.
 
@@ -393,92 +465,63 @@ class GuestException(Exit):
 
     @property
     def vector(self) -> int:
-        """0..255."""
+        """0..255.
+
+        >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5).vector
+        6
+        """
         return self.report.vector
 
     @property
     def name(self) -> str:
-        """Mnemonic and name: #PF page fault, interrupt 0x80."""
+        """Mnemonic and name: #PF page fault, interrupt 0x80.
+
+        >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5).name
+        '#UD invalid opcode'
+        """
         return self.report.name
 
     @property
     def error_code(self) -> int | None:
-        """None for exceptions without one."""
+        """None for exceptions without one.
+
+        >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5).error_code is None
+        True
+        """
         return self.report.error_code
 
     @property
     def rip(self) -> int | None:
-        """Where it happened; None if the stack could not be read."""
+        """Where it happened; None if the stack could not be read.
+
+        >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> hex(cpu.run(timeout=5).rip)
+        '0x1000'
+        """
         return self.report.rip
 
     @property
     def cr2(self) -> int | None:
-        """The address, for a page fault."""
+        """The address, for a page fault.
+
+        >>> vm.load(kvmpy.asm("mov rax, [0x123456789000]"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> hex(cpu.run(timeout=5).cr2)
+        '0x123456789000'
+        """
         return self.report.cr2
 
 
-@dataclass(frozen=True, slots=True)
+@exit_value
 class UnexpectedSyscall(Exit):
     """SYSCALL or SYSENTER arrived at the stub that :meth:`VCPU.enter` put there."""
 
     resumable: ClassVar[bool] = False
     report: SyscallReport
-
-
-#: Names of KVM_EXIT_* numbers, without the prefix.
-REASONS: dict[int, str] = {
-    0: "UNKNOWN", 1: "EXCEPTION", 2: "IO", 3: "HYPERCALL", 4: "DEBUG", 5: "HLT", 6: "MMIO",
-    7: "IRQ_WINDOW_OPEN", 8: "SHUTDOWN", 9: "FAIL_ENTRY", 10: "INTR", 11: "SET_TPR",
-    12: "TPR_ACCESS", 16: "NMI", 17: "INTERNAL_ERROR", 24: "SYSTEM_EVENT", 26: "IOAPIC_EOI",
-    27: "HYPERV", 29: "X86_RDMSR", 30: "X86_WRMSR", 31: "DIRTY_RING_FULL", 33: "X86_BUS_LOCK",
-    34: "XEN", 37: "NOTIFY", 39: "MEMORY_FAULT",
-}  # fmt: skip
-
-_Decoder = Callable[[Sequence[int]], Exit]
-
-# The words are shim_decode()'s (native/exits.c), after the reason.
-_DECODERS: dict[int, _Decoder] = {
-    0: lambda w: Unknown(w[0]),
-    1: lambda w: Exception_(w[0], w[1]),
-    3: lambda w: Hypercall(w[0], tuple(w[1:7])),
-    4: lambda w: Debug(w[0], w[1], w[2], w[3]),
-    5: lambda w: Hlt(),
-    7: lambda w: IrqWindowOpen(),
-    8: lambda w: Shutdown(),
-    9: lambda w: FailEntry(w[0], w[1]),
-    10: lambda w: Intr(),
-    11: lambda w: SetTpr(),
-    12: lambda w: TprAccess(w[0], bool(w[1])),
-    16: lambda w: Nmi(),
-    17: lambda w: InternalError(w[0], tuple(w[1:])),
-    24: lambda w: SystemEvent(w[0], tuple(w[1:])),
-    26: lambda w: IoapicEoi(w[0]),
-    27: lambda w: Hyperv(),
-    29: lambda w: Rdmsr(w[0], w[2]),
-    30: lambda w: Wrmsr(w[0], w[1], w[2]),
-    31: lambda w: DirtyRingFull(),
-    33: lambda w: BusLock(),
-    34: lambda w: Xen(),
-    37: lambda w: Notify(w[0]),
-    39: lambda w: MemoryFault(w[0], w[1], w[2]),
-}
-
-
-def decode(words: Sequence[int], run_page: memoryview) -> Exit:
-    """The exit that ``words`` (shim_decode's, the reason first) describe.
-
-    ``run_page`` is the vCPU's kvm_run mapping: port data lies in it, beyond the structure.
-    """
-    reason, rest = words[0], words[1:]
-    if reason == 2:
-        is_write, port, size, count, offset = rest
-        if not is_write:
-            return IoIn(port, size, count)
-        return IoOut(port, size, bytes(run_page[offset : offset + size * count]), count)
-    if reason == 6:
-        is_write, gpa, size, data = rest
-        if not is_write:
-            return MmioRead(gpa, size)
-        return MmioWrite(gpa, data.to_bytes(8, "little")[:size])
-    decoder = _DECODERS.get(reason)
-    return decoder(rest) if decoder else OtherExit(reason)

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from . import _native, exits, ioctls
+from . import _native, exit_decode, exits, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
@@ -20,6 +20,7 @@ from .hyperv import HypervVcpuMethods
 from .msrs import Msrs
 from .regs import Registers, SpecialRegisters
 from .stats import RunStats
+from .vcpu_answer import AnswerMethods
 from .vcpu_apic import ApicMethods
 from .vcpu_state import StateMethods
 from .xen import XenVcpuMethods
@@ -35,6 +36,7 @@ _shim_run, _shim_resume = _lib.shim_run, _lib.shim_resume
 _ACCESS: int = _lib.SHIM_ACCESS
 _RING: int = _lib.SHIM_RING
 _DRAIN: int = _lib.SHIM_DRAIN
+_MSR: int = _lib.SHIM_MSR
 _EXIT: int = _lib.SHIM_EXIT
 _KICKED: int = _lib.SHIM_KICKED
 _TIMEOUT: int = _lib.SHIM_TIMEOUT
@@ -79,7 +81,9 @@ def _exit_budget(max_exits: int | None) -> int:
     return max_exits
 
 
-class VCPU(StateMethods, ApicMethods, XenVcpuMethods, HypervVcpuMethods):
+class VCPU(
+    AnswerMethods, ApicMethods, HypervVcpuMethods, StateMethods, XenVcpuMethods,
+):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 
     One thread at a time runs it; any thread may :meth:`kick` or :meth:`close` it.
@@ -155,6 +159,8 @@ class VCPU(StateMethods, ApicMethods, XenVcpuMethods, HypervVcpuMethods):
                     self._drain_ring()
                 elif stop == _DRAIN:
                     self._drain_sinks()
+                elif stop == _MSR:
+                    self._serve_msr()
                 # else: a signal. Python runs its handlers before the next line.
                 stop = _shim_resume(shim)
                 regs._fresh = sregs._fresh = False
@@ -209,25 +215,13 @@ class VCPU(StateMethods, ApicMethods, XenVcpuMethods, HypervVcpuMethods):
         self._open()
         _lib.shim_kick(self._shim)
 
-    def answer(self, data: bytes | int) -> None:
-        """Give the bytes that the guest reads, after IoIn or MmioRead: ``size * count`` bytes, or
-        a number of ``size`` bytes."""
-        exit = self._decode()
-        if not isinstance(exit, (exits.IoIn, exits.MmioRead)):
-            raise ValueError(f"the last exit was {type(exit).__name__}, not a read")
-        length = exit.size * (exit.count if isinstance(exit, exits.IoIn) else 1)
-        raw = data.to_bytes(length, "little") if isinstance(data, int) else data
-        error = _lib.shim_answer(self._shim, raw, len(raw))
-        if error == -errno.EMSGSIZE:
-            raise ValueError(f"{len(raw)} bytes for a read of {length}")
-        if error:
-            raise ValueError("this read has been answered")
-
     def _decode(self) -> Exit:
         self._open()
         count = _lib.shim_decode(self._shim, self._words)
         words = _ffi.unpack(self._words, count)
-        exit = exits.decode(words, memoryview(_ffi.buffer(self._shim.run, self._shim.run_size)))
+        exit = exit_decode.decode(
+            words, memoryview(_ffi.buffer(self._shim.run, self._shim.run_size))
+        )
         if self._stubs is not None and isinstance(exit, exits.IoOut):
             return self._identified(exit)
         return exit

@@ -19,6 +19,7 @@ from .memory import Backing, GuestMemory, Region
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
 from .vm_events import EventMethods
+from .vm_filters import FilterMethods
 from .vm_irq import IrqMethods
 from .x86 import layout
 from .xen import XenMethods
@@ -46,8 +47,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
 
 
 class VM(
-    BusMethods, ClockMethods, IrqMethods, EventMethods, DeviceMethods, XenMethods,
-    HypervMethods, EncryptionMethods,
+    BusMethods, ClockMethods, IrqMethods, EventMethods, DeviceMethods, FilterMethods,
+    XenMethods, HypervMethods, EncryptionMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 

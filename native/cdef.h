@@ -4,6 +4,11 @@
 #define SHIM_RING ...
 #define SHIM_DRAIN ...
 #define SHIM_SIGNAL ...
+#define SHIM_MSR ...
+#define SHIM_IO ...
+#define SHIM_MMIO ...
+#define SHIM_RDMSR ...
+#define SHIM_WRMSR ...
 #define SHIM_EXIT ...
 #define SHIM_KICKED ...
 #define SHIM_TIMEOUT ...
@@ -31,9 +36,10 @@
 struct shim_bus;
 struct shim_bus *shim_bus_new(void);
 void shim_bus_free(struct shim_bus *bus);
-int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t length, int owner,
+int shim_bus_claim(struct shim_bus *bus, unsigned space, uint64_t first, uint64_t length, int owner,
                    uint32_t handler, void *object);
-int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first);
+void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
+int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
 int shim_bus_coalesce(struct shim_bus *bus, uint64_t page, uint64_t run_size);
 
 struct shim_counter { uint64_t reads, writes; };
@@ -118,6 +124,7 @@ struct shim_vcpu {
     size_t run_size;
     struct shim_report report;
     int stop;
+    int pending;
     int flush_error;
     bool deferred;
     struct kvm_sync_regs *regs;
@@ -142,7 +149,10 @@ int shim_resume(struct shim_vcpu *vcpu);
 void shim_finish(struct shim_vcpu *vcpu);
 int shim_sync(struct shim_vcpu *vcpu, uint64_t fields);
 int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
+int shim_complete(struct shim_vcpu *vcpu);
 int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
+int shim_reply(struct shim_vcpu *vcpu, uint64_t value);
+int shim_refuse(struct shim_vcpu *vcpu);
 unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);
 void shim_kick(struct shim_vcpu *vcpu);
 int shim_kick_signal(void);

@@ -1,9 +1,10 @@
 /*
  * Dispatch: which port or guest physical address belongs to whom.
  *
- * A bus has one sorted table of ranges for ports and one for MMIO. vCPU threads look addresses up
- * without a lock while Python adds and removes ranges, so a published table is never changed: a
- * claim copies it, and the old one is kept until the bus is freed.
+ * A bus has one sorted table of ranges for ports, one for MMIO, and two for MSRs: reads and writes.
+ * vCPU threads look addresses up without a lock while Python adds and removes ranges, so a
+ * published table is never changed: a claim copies it, and the old one is kept until the bus is
+ * freed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,10 +18,11 @@ struct shim_table {
 	struct shim_range ranges[];
 };
 
-static _Atomic(struct shim_table *) *table_of(struct shim_bus *bus, bool is_mmio)
-{
-	return is_mmio ? &bus->mmio : &bus->io;
-}
+/* The last address of each space. */
+static const uint64_t last_of[SHIM_SPACES] = {
+	[SHIM_IO] = UINT16_MAX, [SHIM_MMIO] = UINT64_MAX,
+	[SHIM_RDMSR] = UINT32_MAX, [SHIM_WRMSR] = UINT32_MAX,
+};
 
 static struct shim_table *table_new(size_t length)
 {
@@ -38,15 +40,14 @@ struct shim_bus *shim_bus_new(void)
 
 	if (!bus)
 		return NULL;
-	atomic_init(&bus->io, table_new(0));
-	atomic_init(&bus->mmio, table_new(0));
-	if (!bus->io || !bus->mmio) {
-		free(bus->io);
-		free(bus->mmio);
-		free(bus);
-		return NULL;
-	}
 	pthread_mutex_init(&bus->lock, NULL);
+	for (unsigned space = 0; space < SHIM_SPACES; space++) {
+		atomic_init(&bus->tables[space], table_new(0));
+		if (!bus->tables[space]) {
+			shim_bus_free(bus);
+			return NULL;
+		}
+	}
 	return bus;
 }
 
@@ -60,8 +61,8 @@ void shim_bus_free(struct shim_bus *bus)
 		bus->retired = table->older;
 		free(table);
 	}
-	free(bus->io);
-	free(bus->mmio);
+	for (unsigned space = 0; space < SHIM_SPACES; space++)
+		free(bus->tables[space]);
 	pthread_mutex_destroy(&bus->lock);
 	free(bus);
 }
@@ -84,26 +85,26 @@ static size_t lower_bound(const struct shim_table *table, uint64_t address)
 
 /* An access belongs to the range its first byte lies in, as wide as it is: a 16-bit OUT to a device
  * of one port is that device's. */
-const struct shim_range *shim_bus_find(struct shim_bus *bus, bool is_mmio, uint64_t address)
+const struct shim_range *shim_bus_find(struct shim_bus *bus, unsigned space, uint64_t address)
 {
 	const struct shim_table *table =
-		atomic_load_explicit(table_of(bus, is_mmio), memory_order_acquire);
+		atomic_load_explicit(&bus->tables[space], memory_order_acquire);
 	size_t i = lower_bound(table, address);
 
 	return i < table->length && table->ranges[i].first <= address ? &table->ranges[i] : NULL;
 }
 
-static void publish(struct shim_bus *bus, bool is_mmio, struct shim_table *table)
+static void publish(struct shim_bus *bus, unsigned space, struct shim_table *table)
 {
-	struct shim_table *old = atomic_exchange(table_of(bus, is_mmio), table);
+	struct shim_table *old = atomic_exchange(&bus->tables[space], table);
 
 	old->older = bus->retired;
 	bus->retired = old;
 }
 
-static int claim_locked(struct shim_bus *bus, bool is_mmio, const struct shim_range *range)
+static int claim_locked(struct shim_bus *bus, unsigned space, const struct shim_range *range)
 {
-	struct shim_table *old = atomic_load(table_of(bus, is_mmio)), *table;
+	struct shim_table *old = atomic_load(&bus->tables[space]), *table;
 	size_t at = lower_bound(old, range->first);
 
 	if (at < old->length && old->ranges[at].first <= range->last)
@@ -114,11 +115,11 @@ static int claim_locked(struct shim_bus *bus, bool is_mmio, const struct shim_ra
 	memcpy(table->ranges, old->ranges, at * sizeof(*range));
 	table->ranges[at] = *range;
 	memcpy(table->ranges + at + 1, old->ranges + at, (old->length - at) * sizeof(*range));
-	publish(bus, is_mmio, table);
+	publish(bus, space, table);
 	return 0;
 }
 
-int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t length, int owner,
+int shim_bus_claim(struct shim_bus *bus, unsigned space, uint64_t first, uint64_t length, int owner,
 		   uint32_t handler, void *object)
 {
 	struct shim_range range = {
@@ -127,17 +128,17 @@ int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t 
 	};
 	int error;
 
-	if (!length || range.last < first || (!is_mmio && range.last > UINT16_MAX))
+	if (!length || range.last < first || range.last > last_of[space])
 		return -EINVAL;
 	pthread_mutex_lock(&bus->lock);
-	error = claim_locked(bus, is_mmio, &range);
+	error = claim_locked(bus, space, &range);
 	pthread_mutex_unlock(&bus->lock);
 	return error;
 }
 
-static int release_locked(struct shim_bus *bus, bool is_mmio, uint64_t first)
+static int release_locked(struct shim_bus *bus, unsigned space, uint64_t first)
 {
-	struct shim_table *old = atomic_load(table_of(bus, is_mmio)), *table;
+	struct shim_table *old = atomic_load(&bus->tables[space]), *table;
 	size_t at = lower_bound(old, first);
 
 	if (at == old->length || old->ranges[at].first != first)
@@ -148,18 +149,25 @@ static int release_locked(struct shim_bus *bus, bool is_mmio, uint64_t first)
 	memcpy(table->ranges, old->ranges, at * sizeof(*old->ranges));
 	memcpy(table->ranges + at, old->ranges + at + 1,
 	       (table->length - at) * sizeof(*old->ranges));
-	publish(bus, is_mmio, table);
+	publish(bus, space, table);
 	return 0;
 }
 
-int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first)
+int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first)
 {
 	int error;
 
 	pthread_mutex_lock(&bus->lock);
-	error = release_locked(bus, is_mmio, first);
+	error = release_locked(bus, space, first);
 	pthread_mutex_unlock(&bus->lock);
 	return error;
+}
+
+/* With handlers for some MSRs KVM asks about all that its filter denies: whether those without one
+ * stay in here, as #GP. */
+void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet)
+{
+	atomic_store(&bus->quiet_msrs, quiet);
 }
 
 static int flush_table(const struct shim_table *table)
@@ -183,8 +191,8 @@ static int flush_table(const struct shim_table *table)
 /* Write out what the devices of this bus still hold; the first error, or 0. */
 int shim_bus_flush(struct shim_bus *bus)
 {
-	int io = flush_table(atomic_load(&bus->io));
-	int mmio = flush_table(atomic_load(&bus->mmio));
+	int io = flush_table(atomic_load(&bus->tables[SHIM_IO]));
+	int mmio = flush_table(atomic_load(&bus->tables[SHIM_MMIO]));
 
 	return io ? io : mmio;
 }

@@ -42,7 +42,58 @@ static unsigned hypercall(const struct kvm_run *run, uint64_t *words)
 	words[0] = run->hypercall.nr;
 	for (unsigned i = 0; i < 6; i++)
 		words[1 + i] = run->hypercall.args[i];
-	return 7;
+	words[7] = run->hypercall.longmode & 1; /* since 6.4 bit 0 of flags, which lie there */
+	return 8;
+}
+
+static unsigned hyperv(const struct kvm_run *run, uint64_t *words)
+{
+	const struct kvm_hyperv_exit *exit = &run->hyperv;
+
+	words[0] = exit->type;
+	switch (exit->type) {
+	case KVM_EXIT_HYPERV_SYNIC:
+		words[1] = exit->u.synic.msr;
+		words[2] = exit->u.synic.control;
+		words[3] = exit->u.synic.evt_page;
+		words[4] = exit->u.synic.msg_page;
+		return 5;
+	case KVM_EXIT_HYPERV_HCALL:
+		words[1] = exit->u.hcall.input;
+		words[2] = exit->u.hcall.params[0];
+		words[3] = exit->u.hcall.params[1];
+		return 4;
+	case KVM_EXIT_HYPERV_SYNDBG:
+		words[1] = exit->u.syndbg.msr;
+		words[2] = exit->u.syndbg.control;
+		words[3] = exit->u.syndbg.status;
+		words[4] = exit->u.syndbg.send_page;
+		words[5] = exit->u.syndbg.recv_page;
+		words[6] = exit->u.syndbg.pending_page;
+		return 7;
+	default:
+		return 1;
+	}
+}
+
+static unsigned xen(const struct kvm_run *run, uint64_t *words)
+{
+	words[0] = run->xen.type;
+	if (run->xen.type != KVM_EXIT_XEN_HCALL)
+		return 1;
+	words[1] = run->xen.u.hcall.longmode;
+	words[2] = run->xen.u.hcall.cpl;
+	words[3] = run->xen.u.hcall.input;
+	for (unsigned i = 0; i < 6; i++)
+		words[4 + i] = run->xen.u.hcall.params[i];
+	return 10;
+}
+
+/* Since 6.16: flags, number, the answer, five words of parameters. */
+static unsigned tdx(const struct kvm_run *run, uint64_t *words)
+{
+	memcpy(words, &run->hw, 8 * sizeof(*words));
+	return 8;
 }
 
 /* The exit in kvm_run: words[0] is the reason; returns how many words were filled, at most
@@ -101,6 +152,12 @@ unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words)
 		return 2;
 	case KVM_EXIT_HYPERCALL:
 		return 1 + hypercall(run, words);
+	case KVM_EXIT_HYPERV:
+		return 1 + hyperv(run, words);
+	case KVM_EXIT_XEN:
+		return 1 + xen(run, words);
+	case KVM_EXIT_TDX:
+		return 1 + tdx(run, words);
 	case KVM_EXIT_INTERNAL_ERROR:
 		return 1 + internal_error(run, words);
 	case KVM_EXIT_SYSTEM_EVENT:

@@ -92,6 +92,9 @@ struct kvm_pre_fault_memory {
 #ifndef KVM_MEMORY_EXIT_FLAG_PRIVATE
 #define KVM_MEMORY_EXIT_FLAG_PRIVATE (1ULL << 3) /* 6.8 */
 #endif
+#ifndef KVM_RUN_X86_GUEST_MODE
+#define KVM_RUN_X86_GUEST_MODE (1 << 2) /* 6.11 */
+#endif
 #ifndef KVM_X86_DISABLE_EXITS_APERFMPERF
 #define KVM_X86_DISABLE_EXITS_APERFMPERF (1 << 4) /* 6.17 */
 #endif

@@ -248,21 +248,30 @@ static int one_element(struct shim_vcpu *vcpu, const struct shim_range *range,
 	return SHIM_EXIT;
 }
 
-/* Exits other than accesses that KVM finishes at the next KVM_RUN (KVM API, "5. The kvm_run
- * structure", the note on KVM_EXIT_IO and its like). */
-static enum shim_pending pending_of(uint32_t exit_reason)
+/* Any exit but an access. MSRs can have a Python handler; all others end the run. */
+static int dispatch_other(struct shim_vcpu *vcpu)
 {
-	switch (exit_reason) {
-	case KVM_EXIT_X86_WRMSR:
-		return SHIM_PENDING_COMPLETE;
-	case KVM_EXIT_X86_RDMSR:
-	case KVM_EXIT_HYPERCALL:
-	case KVM_EXIT_XEN:
-	case KVM_EXIT_HYPERV:
-		return SHIM_PENDING_REPLY;
-	default:
-		return SHIM_PENDING_NONE;
+	struct kvm_run *run = vcpu->run;
+	bool is_write = run->exit_reason == KVM_EXIT_X86_WRMSR;
+	const struct shim_range *range;
+
+	vcpu->pending = shim_reply_begin(run);
+	if (!is_write && run->exit_reason != KVM_EXIT_X86_RDMSR)
+		return SHIM_EXIT;
+	range = shim_bus_find(vcpu->bus, is_write ? SHIM_WRMSR : SHIM_RDMSR, run->msr.index);
+	if (!range) {
+		if (run->msr.reason != KVM_MSR_EXIT_REASON_FILTER ||
+		    !atomic_load(&vcpu->bus->quiet_msrs))
+			return SHIM_EXIT;
+		shim_refuse(vcpu);
+		return SHIM_CONTINUE;
 	}
+	vcpu->report.handler = range->handler;
+	vcpu->report.address = run->msr.index;
+	vcpu->report.size = sizeof(run->msr.data);
+	vcpu->report.is_write = is_write;
+	vcpu->report.value = run->msr.data;
+	return SHIM_MSR;
 }
 
 /* Hand the exit in kvm_run to whoever owns its address, from string element `first` on. */
@@ -273,10 +282,8 @@ static int dispatch(struct shim_vcpu *vcpu, unsigned first)
 	int stop = SHIM_CONTINUE;
 
 	vcpu->elements = 0;
-	if (unlikely(!describe(vcpu, &access))) {
-		vcpu->pending = pending_of(vcpu->run->exit_reason);
-		return SHIM_EXIT;
-	}
+	if (unlikely(!describe(vcpu, &access)))
+		return dispatch_other(vcpu);
 	/* Before anyone answers, or an unclaimed read would hand out the previous exit's bytes. */
 	if (!access.is_write && !first)
 		memset(access.data, 0xff, access.size * access.count);
@@ -509,7 +516,7 @@ static void settle_element(struct shim_vcpu *vcpu)
 	vcpu->pending = SHIM_PENDING_COMPLETE;
 }
 
-/* After SHIM_ACCESS of a read, report.value is its answer. */
+/* After SHIM_ACCESS or SHIM_MSR of a read, report.value is its answer. */
 int shim_resume(struct shim_vcpu *vcpu)
 {
 	int error = enter(vcpu), stop = SHIM_CONTINUE;
@@ -521,6 +528,8 @@ int shim_resume(struct shim_vcpu *vcpu)
 	}
 	if (vcpu->stop == SHIM_ACCESS)
 		settle_element(vcpu);
+	else if (vcpu->stop == SHIM_MSR)
+		shim_reply(vcpu, vcpu->report.value); /* unless the handler has refused */
 	if (vcpu->stop != SHIM_RING && vcpu->stop != SHIM_SIGNAL)
 		vcpu->element++; /* that one is done; a full ring has not taken it yet */
 	if (vcpu->stop != SHIM_SIGNAL && vcpu->element < vcpu->elements)
@@ -638,6 +647,24 @@ static int settle_fields(struct shim_vcpu *vcpu, uint64_t fields)
 int shim_settle(struct shim_vcpu *vcpu, uint64_t fields)
 {
 	return exclusively(vcpu, settle_fields, fields);
+}
+
+static int complete_now(struct shim_vcpu *vcpu, uint64_t unused)
+{
+	int error;
+
+	(void)unused;
+	if (vcpu->pending == SHIM_PENDING_REPLY)
+		vcpu->pending = SHIM_PENDING_COMPLETE;
+	error = complete(vcpu);
+	return error ? error : vcpu->deferred;
+}
+
+/* Finish the last exit's instruction, with what its read has for an answer by now, and not a bit
+ * more. 1: that gave a further exit, which the next run begins with; 0: it is finished. */
+int shim_complete(struct shim_vcpu *vcpu)
+{
+	return exclusively(vcpu, complete_now, 0);
 }
 
 /* The answer to a read that came back as SHIM_EXIT: all of its size * count bytes. */

@@ -4,6 +4,7 @@
  *   run.c       KVM_RUN loop, completion
  *   registers.c the page of live registers
  *   exits.c     kvm_run's union, laid flat for Python
+ *   replies.c   the answers to exits that are no access: MSRs, hypercalls
  *   kick.c      getting a vCPU out of the guest: flag + directed signal, timeouts, Ctrl-C
  *   dispatch.c  which port or guest physical address belongs to whom
  *   coalesce.c  KVM's ring of coalesced writes
@@ -35,6 +36,7 @@ enum shim_stop {
 	SHIM_RING = 1,   /* the ring of deferred writes is full */
 	SHIM_DRAIN = 2,  /* a sink without a file descriptor is full */
 	SHIM_SIGNAL = 3, /* a signal that is not ours arrived: let Python run its handlers */
+	SHIM_MSR = 4,    /* a Python handler owns the MSR report.address: as SHIM_ACCESS */
 
 	SHIM_EXIT = 8,        /* an exit nobody claimed: kvm_run describes it */
 	SHIM_KICKED = 9,      /* shim_kick(); report.value is the signal's number when a signal did it */
@@ -59,6 +61,9 @@ enum shim_system {
 };
 
 enum shim_owner { SHIM_OWNER_DEVICE, SHIM_OWNER_COUNTER, SHIM_OWNER_RING, SHIM_OWNER_PYTHON };
+
+/* What a range is a range of. */
+enum shim_space { SHIM_IO, SHIM_MMIO, SHIM_RDMSR, SHIM_WRMSR, SHIM_SPACES };
 
 enum shim_pending {
 	SHIM_PENDING_NONE,     /* registers are architectural */
@@ -96,8 +101,9 @@ struct shim_table; /* sorted ranges, immutable once published */
 /* One per VM. Readers (vCPU threads) never lock; writers copy, publish and keep the old table
  * until the bus goes, since a vCPU may still be looking at it. */
 struct shim_bus {
-	_Atomic(struct shim_table *) io, mmio;
+	_Atomic(struct shim_table *) tables[SHIM_SPACES];
 	struct shim_table *retired;
+	_Atomic bool quiet_msrs; /* denied by the filter and nobody's: #GP, and the guest goes on */
 	pthread_mutex_t lock;
 	_Atomic size_t coalesced; /* where a vCPU's mapping has the ring of coalesced writes, 0: off */
 	_Atomic int feeder;       /* the thread that hands its records out, 0: none */
@@ -105,10 +111,11 @@ struct shim_bus {
 
 struct shim_bus *shim_bus_new(void);
 void shim_bus_free(struct shim_bus *bus);
-int shim_bus_claim(struct shim_bus *bus, bool is_mmio, uint64_t first, uint64_t length, int owner,
+int shim_bus_claim(struct shim_bus *bus, unsigned space, uint64_t first, uint64_t length, int owner,
 		   uint32_t handler, void *object);
-int shim_bus_release(struct shim_bus *bus, bool is_mmio, uint64_t first);
-const struct shim_range *shim_bus_find(struct shim_bus *bus, bool is_mmio, uint64_t address);
+void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
+int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
+const struct shim_range *shim_bus_find(struct shim_bus *bus, unsigned space, uint64_t address);
 int shim_bus_flush(struct shim_bus *bus);
 
 /* ------------------------------------------------------------------ coalesce.c */
@@ -294,6 +301,7 @@ int shim_resume(struct shim_vcpu *vcpu);
 void shim_finish(struct shim_vcpu *vcpu);
 int shim_sync(struct shim_vcpu *vcpu, uint64_t fields);
 int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
+int shim_complete(struct shim_vcpu *vcpu);
 int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
 
 /* ------------------------------------------------------------------ registers.c */
@@ -311,6 +319,12 @@ int shim_fetch(struct shim_vcpu *vcpu, uint64_t fields);
 
 #define SHIM_DECODE_WORDS 24
 unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);
+
+/* ------------------------------------------------------------------ replies.c */
+
+enum shim_pending shim_reply_begin(struct kvm_run *run);
+int shim_reply(struct shim_vcpu *vcpu, uint64_t value);
+int shim_refuse(struct shim_vcpu *vcpu);
 
 /* ------------------------------------------------------------------ kick.c */
 

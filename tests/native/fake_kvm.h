@@ -33,6 +33,7 @@ enum step_kind {
 	STEP_WRITE,
 	STEP_READ,
 	STEP_EXIT,        /* exit_reason `size` */
+	STEP_ASK,         /* exit_reason `size`, the union from `data`; completed like an access */
 	STEP_FAIL,        /* KVM_RUN gives -`size` after the dirty registers are in */
 	STEP_FAIL_EARLY,  /* ... before */
 	STEP_FAULT,       /* EFAULT with KVM_EXIT_MEMORY_FAULT */
@@ -57,6 +58,8 @@ static struct {
 	bool pending; /* the access of script[at - 1] is not completed */
 	uint8_t read[256];     /* what the guest got from its reads, element after element */
 	unsigned read_length;
+	uint8_t answered[256];  /* kvm_run's union, as it came back after a STEP_ASK */
+	unsigned answers;
 	unsigned runs;         /* KVM_RUNs */
 	unsigned guest_entered; /* ... that reached the guest */
 	struct kvm_regs regs;
@@ -131,6 +134,11 @@ static void complete_access(struct kvm_run *run)
 	unsigned length = step->size * (step->kind == STEP_IN ? step->count : 1);
 
 	fake.pending = false;
+	if (step->kind == STEP_ASK) {
+		memcpy(fake.answered, &run->hw, sizeof(fake.answered));
+		fake.answers++;
+		return;
+	}
 	if (step->kind != STEP_IN && step->kind != STEP_READ)
 		return;
 	CHECK(fake.read_length + length <= sizeof(fake.read));
@@ -187,6 +195,13 @@ static int one_step(struct kvm_run *run)
 		case STEP_EXIT:
 			fake.at++;
 			run->exit_reason = step->size;
+			fake.regs.rip++;
+			return 0;
+		case STEP_ASK:
+			fake.at++;
+			run->exit_reason = step->size;
+			memcpy(&run->hw, step->data, sizeof(fake.answered));
+			fake.pending = true;
 			fake.regs.rip++;
 			return 0;
 		default:

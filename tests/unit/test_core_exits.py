@@ -1,14 +1,16 @@
 """Exits as values: decoding of what the shim lays flat, hostile words included."""
 
 import dataclasses
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kvmpy
-from kvmpy import exits, stats
+from kvmpy import exit_decode, exits, stats
 
 PAGE = memoryview(bytearray(b"ABCDEFGH" * 512)).toreadonly()
 WORD = st.integers(0, (1 << 64) - 1)
@@ -22,7 +24,8 @@ WORD = st.integers(0, (1 << 64) - 1)
         ([2, 1, 0x3F8, 1, 1, 8], exits.IoOut(0x3F8, 1, b"A", 1)),
         ([2, 1, 0x3F8, 2, 3, 8], exits.IoOut(0x3F8, 2, b"ABCDEF", 3)),
         ([2, 0, 0x60, 4, 2, 8], exits.IoIn(0x60, 4, 2)),
-        ([3, 7, 1, 2, 3, 4, 5, 6], exits.Hypercall(7, (1, 2, 3, 4, 5, 6))),
+        ([3, 7, 1, 2, 3, 4, 5, 6, 0], exits.Hypercall(7, (1, 2, 3, 4, 5, 6), False)),
+        ([3, 12, 1, 2, 3, 4, 5, 6, 1], exits.Hypercall(12, (1, 2, 3, 4, 5, 6), True)),
         ([4, 1, 0x1000, 0x4000, 0x400], exits.Debug(1, 0x1000, 0x4000, 0x400)),
         ([5], exits.Hlt()),
         ([6, 1, 0xD000_0000, 4, 0x8877_6655_4433_2211],
@@ -39,19 +42,28 @@ WORD = st.integers(0, (1 << 64) - 1)
         ([17, 3, 8, 9], exits.InternalError(3, (8, 9))),
         ([24, 2, 5], exits.SystemEvent(2, (5,))),
         ([26, 0x31], exits.IoapicEoi(0x31)),
+        ([27, 1, 0x4000_0080, 1, 0x2001, 0x3001],
+         exits.HypervSynic(0x4000_0080, 1, 0x2001, 0x3001)),
+        ([27, 2, 0x5C, 8, 9], exits.HypervHypercall(0x5C, (8, 9))),
+        ([27, 3, 0x4000_00F1, 1, 2, 3, 4, 5], exits.HypervSyndbg(0x4000_00F1, 1, 2, 3, 4, 5)),
+        ([27, 9], exits.HypervOther(9)),
         ([29, 0xC000_0080, 0, 1], exits.Rdmsr(0xC000_0080, 1)),
         ([30, 0xC000_0080, 5, 1], exits.Wrmsr(0xC000_0080, 5, 1)),
         ([31], exits.DirtyRingFull()),
+        ([32], exits.ApResetHold()),
         ([33], exits.BusLock()),
+        ([34, 1, 1, 3, 17, 1, 2, 3, 4, 5, 6], exits.Xen(17, (1, 2, 3, 4, 5, 6), True, 3)),
+        ([34, 2], exits.Xen(type=2)),
         ([37, 1], exits.Notify(1)),
         ([39, 8, 0x1000, 0x2000], exits.MemoryFault(8, 0x1000, 0x2000)),
+        ([40, 0, 0x10002, 3, 1, 2, 3, 4, 5], exits.Tdx(0, 0x10002, 3, (1, 2, 3, 4, 5))),
         ([63], exits.OtherExit(63)),
         ([12345], exits.OtherExit(12345)),
     ],
 )  # fmt: skip
 def test_decode(words, expected):
     """Each reason in its class."""
-    exit = exits.decode(words, PAGE)
+    exit = exit_decode.decode(words, PAGE)
     assert exit == expected
     assert type(exit) is type(expected)
 
@@ -63,7 +75,7 @@ def test_decode_takes_anything(reason, words):
         words = [words[0], words[1] & 0xFFFF, words[2] & 0xFF, words[3] & 0xFFFF, words[4]]
     elif reason == 6:
         words = [words[0], words[1], words[2] & 0xFFFF_FFFF, words[3]]
-    exit = exits.decode([reason, *words], PAGE)
+    exit = exit_decode.decode([reason, *words], PAGE)
     assert isinstance(exit, exits.Exit)
     assert repr(exit)
     if isinstance(exit, exits.IoOut):
@@ -94,6 +106,57 @@ def test_internal_error_takes_anything(suberror, data):
     exit = exits.InternalError(suberror, tuple(data))
     assert len(exit.instruction) <= 15
     assert exit.kind
+
+
+def test_what_numbers_mean():
+    """Reasons, types and flags by name, an unknown one included."""
+    assert exits.Rdmsr(0x10, 0b110).reasons == {"unknown", "filter"}
+    assert exits.Wrmsr(0x10, 1, 0b1001).reasons == {"inval", "bit 3"}
+    assert exits.SystemEvent(2).name == "reset"
+    assert exits.SystemEvent(99).name == "system event 99"
+    assert exits.Hypercall(12, ()).name == "MAP_GPA_RANGE"
+    assert exits.Hypercall(99, ()).name == "hypercall 99"
+    assert exits.Tdx(0, 1, 0, ()).name == "TDVMCALL 0x1"
+    assert exits.Notify(1).context_invalid
+    assert not exits.Notify(2).context_invalid
+    assert exits.MemoryFault(8, 0, 0).private
+    assert not exits.MemoryFault(1, 0, 0).private
+    assert exits.OtherExit(41).name == "ARM_SEA"
+    assert exits.HypervHypercall(0x1_0000_005D, ()).code == 0x5D
+
+
+@given(WORD, WORD)
+def test_debug_takes_any_dr6(exception, dr6):
+    """A step, or the slots whose condition was met; never both meanings for INT3."""
+    exit = exits.Debug(exception, 0, dr6, 0)
+    assert exit.slots == (tuple(i for i in range(4) if dr6 >> i & 1) if exception == 1 else ())
+    assert exit.single_step == (exception == 1 and bool(dr6 & 0x4000))
+    assert exit.software == (exception == 3)
+
+
+def test_flags_are_shown_by_name():
+    """A person reads the repr: addresses in hex, flags decoded."""
+    assert repr(exits.Debug(1, 0x1000, 0xFFFF4FF1, 0x400)).startswith(
+        "Debug(exception=1, pc=0x1000"
+    )
+    assert "B0 BS" in repr(exits.Debug(1, 0x1000, 0x4001, 0x400))
+    assert repr(exits.Rdmsr(0x174, 4)) == "Rdmsr(index=0x174, why=0x4[filter])"
+    assert repr(exits.MemoryFault(8, 0x1000, 0x1000)) == (
+        "MemoryFault(flags=0x8[PRIVATE], gpa=0x1000, size=0x1000)"
+    )
+    assert repr(exits.IoOut(0xE9, 1, b"A")) == "IoOut(port=0xe9, size=1, data=b'A', count=1)"
+
+
+def test_reasons_are_those_of_the_header():
+    """Every KVM_EXIT_ number of the installed <linux/kvm.h>, and under its name."""
+    header = Path("/usr/include/linux/kvm.h")
+    if not header.exists():
+        pytest.skip("<linux/kvm.h> is not installed here (apt install linux-libc-dev)")
+    found = re.findall(r"^#define KVM_EXIT_(\w+)\s+(\d+)\b", header.read_text(), re.MULTILINE)
+    parts = re.compile("IO_(IN|OUT)$|HYPERV_|XEN_")  # of an exit, not reasons
+    reasons = {int(number): name for name, number in found if not parts.match(name)}
+    assert len(reasons) > 30
+    assert {number: exits.REASONS.get(number) for number in reasons} == reasons
 
 
 def test_exits_are_values():

@@ -11,9 +11,10 @@ import pytest
 SCRIPTED = "-Wl,--wrap=ioctl"
 
 
-@pytest.mark.parametrize("name", ["coalesce", "dispatch", "platform", "uart"])
+@pytest.mark.parametrize("name", ["coalesce", "dispatch", "platform", "replies", "uart"])
 def test_native(native_program, name):
-    """Coalesced writes; run loop, dispatch, kicks, registers, sinks; platform devices; 16550."""
+    """Coalesced writes; run loop, dispatch, kicks, registers, sinks; platform devices; answers to
+    MSRs and hypercalls; 16550."""
     result = native_program(f"{name}_test.c", SCRIPTED)()
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{name}: ok\n"

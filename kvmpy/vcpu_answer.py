@@ -1,0 +1,108 @@
+"""What a guest waits for: the answers to reads, MSRs and hypercalls that came back as exits."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import _native, exits
+from .exits import Exit
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class _Cpu(Protocol):
+    """What these methods need of the vCPU."""
+
+    _shim: Any
+    _report: memoryview
+    _bus: Bus
+
+    def _decode(self) -> Exit: ...
+    def _serve_msr(self) -> None: ...
+
+
+class AnswerMethods:
+    """The part of a vCPU that answers exits."""
+
+    def answer(self: _Cpu, data: bytes | int = 0) -> None:
+        """Give the guest what it waits for, after an exit that says so.
+
+        IoIn and MmioRead take ``size * count`` bytes, or a number that fits in them; Rdmsr,
+        Hypercall, HypervHypercall, HypervSyndbg, Xen and Tdx a number of 64 bits (negative ones
+        as two's complement); Wrmsr nothing. Raises ValueError when the last exit takes no answer,
+        has had it, or the answer does not fit.
+
+        >>> vm.load(kvmpy.asm("in al, 0x10; out 0x11, al", 16), at=0x1000)
+        >>> cpu.enter(kvmpy.REAL_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5)
+        IoIn(port=0x10, size=1, count=1)
+        >>> cpu.answer(0x2A)
+        >>> cpu.run(timeout=5)
+        IoOut(port=0x11, size=1, data=b'*', count=1)
+        """
+        exit = self._decode()
+        if isinstance(exit, (exits.IoIn, exits.MmioRead)):
+            _answer_read(self._shim, exit, data)
+            return
+        if not exit.answerable:
+            raise ValueError(f"{type(exit).__name__} is not a read, and takes no answer")
+        if not isinstance(data, int) or not -(1 << 63) <= data < 1 << 64:
+            raise ValueError(f"{type(exit).__name__} is answered by a number of 64 bits: {data!r}")
+        if _lib.shim_reply(self._shim, data & (1 << 64) - 1):
+            raise ValueError("this exit has been answered, or takes no answer")
+
+    def refuse(self: _Cpu) -> None:
+        """Deny the guest what it waits for: #GP for Rdmsr and Wrmsr; for hypercalls the answer
+        that KVM gives to those it does not know.
+
+        Raises ValueError when the last exit takes no answer, or has had it.
+
+        >>> vm.user_space_msrs("unknown")
+        >>> vm.load(kvmpy.asm("mov ecx, 0x12345; rdmsr; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run(timeout=5)
+        Rdmsr(index=0x12345, why=0x2[unknown])
+        >>> cpu.refuse()
+        >>> cpu.run(timeout=5).vector
+        13
+        """
+        exit = self._decode()
+        if not exit.answerable:
+            raise ValueError(f"the last exit was {type(exit).__name__}: nothing to refuse")
+        if _lib.shim_refuse(self._shim):
+            raise ValueError("this exit has been answered, or takes no answer")
+
+    def _serve_msr(self: _Cpu) -> None:
+        """The stop was an MSR with a handler (:meth:`VM.on_rdmsr`, :meth:`VM.on_wrmsr`)."""
+        handler, index, _, is_write, value = self._report.cast("Q")
+        function = self._bus.msr_handlers[handler]
+        answer = function(index, value) if is_write else function(index)
+        if (answer is None and not is_write) or answer is False:
+            _lib.shim_refuse(self._shim)
+        elif not is_write:
+            self._report.cast("Q")[4] = _checked_value(index, answer)
+
+
+def _answer_read(shim: Any, exit: exits.IoIn | exits.MmioRead, data: bytes | int) -> None:
+    length = exit.size * (exit.count if isinstance(exit, exits.IoIn) else 1)
+    if isinstance(data, int):
+        if not 0 <= data < 1 << 8 * length:
+            raise ValueError(f"{data:#x} does not fit in a read of {length} bytes")
+        raw = data.to_bytes(length, "little")
+    else:
+        raw = data
+    error = _lib.shim_answer(shim, raw, len(raw))
+    if error == -errno.EMSGSIZE:
+        raise ValueError(f"{len(raw)} bytes for a read of {length}")
+    if error:
+        raise ValueError("this read has been answered")
+
+
+def _checked_value(index: int, answer: object) -> int:
+    if not isinstance(answer, int) or not 0 <= answer < 1 << 64:
+        raise ValueError(f"the handler of a read of MSR {index:#x} returned {answer!r}")
+    return answer
