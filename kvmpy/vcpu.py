@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from . import _native, exit_decode, exits, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
+from .enabling import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import Exit
 from .hyperv import HypervVcpuMethods
@@ -82,7 +83,7 @@ def _exit_budget(max_exits: int | None) -> int:
 
 
 class VCPU(
-    AnswerMethods, ApicMethods, HypervVcpuMethods, StateMethods, XenVcpuMethods,
+    AnswerMethods, ApicMethods, HypervVcpuMethods, StateMethods, VcpuEnableMethods, XenVcpuMethods,
 ):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .device import Attributes
 from .errors import UnsupportedError
 
@@ -21,18 +21,6 @@ class ApicMethods:
         vm: VM
 
         def _settle(self, fields: int) -> int: ...
-
-    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
-        """KVM_ENABLE_CAP on the vCPU with up to four arguments. KVM API, 4.37.
-
-        >>> if kvm.check_extension("KVM_CAP_HYPERV_ENFORCE_CPUID"):
-        ...     cpu.enable_capability("KVM_CAP_HYPERV_ENFORCE_CPUID", 1)
-        """
-        request = _ffi.new("struct kvm_enable_cap *")
-        request.cap, request.flags = capabilities.number(capability), flags
-        for i, value in enumerate(args):
-            request.args[i] = value
-        ioctls.KVM_ENABLE_CAP(self._settle(0), request, f"capability {capability}")
 
     @property
     def attributes(self) -> Attributes:

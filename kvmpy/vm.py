@@ -11,6 +11,7 @@ from . import _native, capabilities, ioctls
 from .bus import Bus, BusMethods
 from .cpuid import Cpuid
 from .device import DeviceMethods
+from .enabling import VmEnableMethods
 from .encryption import EncryptionMethods
 from .errors import ClosedError, UnsupportedError
 from .hyperv import HypervMethods
@@ -48,7 +49,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
 
 class VM(
     BusMethods, ClockMethods, IrqMethods, EventMethods, DeviceMethods, FilterMethods,
-    XenMethods, HypervMethods, EncryptionMethods,
+    VmEnableMethods, XenMethods,
+    HypervMethods, EncryptionMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
@@ -196,14 +198,6 @@ class VM(
         """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says."""
         number = capabilities.number(capability)
         return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
-
-    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
-        """KVM_ENABLE_CAP on the VM with up to four arguments."""
-        request = _ffi.new("struct kvm_enable_cap *")
-        request.cap, request.flags = capabilities.number(capability), flags
-        for i, value in enumerate(args):
-            request.args[i] = value
-        ioctls.KVM_ENABLE_CAP(self.fileno(), request, f"capability {capability}")
 
     # -- life
 
