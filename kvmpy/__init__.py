@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .cpuid import (
         Leaf as Leaf,
     )
+    from .debugging import (
+        Breakpoint as Breakpoint,
+    )
     from .device import (
         Attributes as Attributes,
     )
@@ -307,6 +310,9 @@ if TYPE_CHECKING:
     from .state.vcpu import (
         VcpuState as VcpuState,
     )
+    from .stepping import (
+        Step as Step,
+    )
     from .vcpu import (
         VCPU as VCPU,
     )
@@ -425,6 +431,8 @@ _WHERE = {
     "Nmi": ".exits",
     "Tdx": ".exits",
     "Xen": ".exits",
+    "Breakpoint": ".debugging",
+    "Step": ".stepping",
     "MsrRange": ".vm_filters",
     "KVM": ".kvm",
     "Machine": ".machine",

@@ -23,7 +23,10 @@ from .regs import Registers, SpecialRegisters
 from .stats import RunStats
 from .vcpu_answer import AnswerMethods
 from .vcpu_apic import ApicMethods
+from .vcpu_debug import DebugMethods
+from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
+from .vcpu_translate import TranslateMethods
 from .xen import XenVcpuMethods
 
 if TYPE_CHECKING:
@@ -83,7 +86,8 @@ def _exit_budget(max_exits: int | None) -> int:
 
 
 class VCPU(
-    AnswerMethods, ApicMethods, HypervVcpuMethods, StateMethods, VcpuEnableMethods, XenVcpuMethods,
+    AnswerMethods, ApicMethods, DebugMethods, HypervVcpuMethods, RunPageMethods, StateMethods,
+    TranslateMethods, VcpuEnableMethods, XenVcpuMethods,
 ):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 
@@ -134,6 +138,8 @@ class VCPU(
         Raises KvmIoctlError when KVM_RUN itself fails, ClosedError when the vCPU is closed, by
         whomever.
         """
+        if self._debugger is not None and not self._debugger.inside:
+            return self._debugger.run(timeout, max_exits)
         regs, sregs = self.regs, self.sregs
         if self._pin is not None:
             self._apply_pin()

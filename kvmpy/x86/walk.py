@@ -41,6 +41,11 @@ class Paging(enum.Enum):
         return cls.LEVEL5 if cr4 >> 12 & 1 else cls.LEVEL4
 
 
+_FLAGS: Final = {
+    0: "P", 1: "RW", 2: "US", 3: "PWT", 4: "PCD", 5: "A", 6: "D", 8: "G", 63: "XD",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Level:
     """One step of a walk: the table's name, where its entry is, and the entry's value."""
@@ -48,6 +53,16 @@ class Level:
     name: str
     entry_gpa: int
     entry: int
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags set, by the SDM's names. PS is PAT in a PT's entry, and XD is bit 63.
+
+        >>> kvmpy.x86.walk.Level("PT", 0x1000, 0x2063).flags
+        ('P', 'RW', 'A', 'D')
+        """
+        names = {**_FLAGS, 7: "PAT" if self.name == "PT" else "PS"}
+        return tuple(name for bit, name in sorted(names.items()) if self.entry >> bit & 1)
 
     def __str__(self) -> str:
         bits = ((PRESENT, "P"), (WRITABLE, "W"), (USER, "U"), (ACCESSED, "A"), (DIRTY, "D"))

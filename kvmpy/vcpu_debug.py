@@ -1,0 +1,164 @@
+"""Debugging a guest from outside: breakpoints and single steps (KVM API, "4.87
+KVM_SET_GUEST_DEBUG")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from . import _native, ioctls
+from .exits import Exit
+
+if TYPE_CHECKING:
+    from .debugging import Breakpoint, Kind, _Debugger
+    from .stepping import Step
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class DebugMethods:
+    """The part of a vCPU that is debugged.
+
+    KVM's debugging takes the place of the guest's own: while hardware breakpoints are set, the
+    guest's DR0..DR3 and DR7 keep their values and have no effect, and its RFLAGS.TF is not seen.
+    """
+
+    _debugger: _Debugger | None = None
+
+    if TYPE_CHECKING:
+
+        def _settle(self, fields: int) -> int: ...
+        def run(self, timeout: float | None = None, max_exits: int | None = None) -> Exit: ...
+
+    def set_guest_debug(
+        self,
+        *,
+        enable: bool = True,
+        single_step: bool = False,
+        software: bool = False,
+        hardware: Sequence[int] | None = None,
+        block_interrupts: bool = False,
+        inject_debug: bool = False,
+        inject_breakpoint: bool = False,
+    ) -> None:
+        """KVM_SET_GUEST_DEBUG itself; :meth:`breakpoint` and :meth:`steps` are built on it, and
+        overwrite what is set here.
+
+        ``single_step``: Debug after each instruction. ``software``: INT3 gives Debug. ``hardware``:
+        DR0..DR7 for the host's use. ``block_interrupts``: none is delivered while stepping.
+        ``inject_debug``, ``inject_breakpoint``: the guest gets a #DB, a #BP. ``enable=False`` turns
+        all off. Raises UnsupportedError for a flag KVM_CAP_SET_GUEST_DEBUG2 does not have,
+        KvmIoctlError (EBUSY) for an injection while another exception is pending.
+
+        >>> vm.load(kvmpy.asm("inc eax; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.set_guest_debug(single_step=True)
+        >>> cpu.run(timeout=5).single_step, hex(cpu.regs.rip)
+        (True, '0x1002')
+        """
+        chosen = (
+            (enable, _lib.KVM_GUESTDBG_ENABLE),
+            (single_step, _lib.KVM_GUESTDBG_SINGLESTEP),
+            (software, _lib.KVM_GUESTDBG_USE_SW_BP),
+            (hardware is not None, _lib.KVM_GUESTDBG_USE_HW_BP),
+            (block_interrupts, _lib.KVM_GUESTDBG_BLOCKIRQ),
+            (inject_debug, _lib.KVM_GUESTDBG_INJECT_DB),
+            (inject_breakpoint, _lib.KVM_GUESTDBG_INJECT_BP),
+        )
+        structure = _ffi.new("struct kvm_guest_debug *")
+        structure.control = sum(bit for on, bit in chosen if on)
+        if hardware is not None:
+            if len(hardware) != 8:
+                raise ValueError(f"{len(hardware)} debug registers: there are eight")
+            structure.arch.debugreg = list(hardware)
+        detail = f"control {structure.control:#x}"
+        ioctls.KVM_SET_GUEST_DEBUG(self._settle(0), structure, detail)
+
+    def breakpoint(
+        self,
+        address: int,
+        kind: Kind = "execute",
+        *,
+        length: int = 1,
+        software: bool = False,
+    ) -> Breakpoint:
+        """Have runs end with Debug before the instruction at a linear address is executed, or
+        after ``length`` bytes there (1, 2, 4 or 8, aligned) are written ("write") or touched
+        ("access"). In a ``with`` block it goes at the block's end; else by its ``remove()``.
+
+        Without ``software`` it takes one of the four debug registers of the vCPU; raises
+        ValueError when all are taken. ``software`` puts an INT3 into guest memory: any number,
+        "execute" only, seen by every vCPU of the VM though only this one stops there, visible in
+        ``vm.memory`` (not in :meth:`read_virtual`) and to a guest that reads its own code. INT3s
+        of the guest's own, and its own #DB, are given back to it.
+
+        Running on from a breakpoint executes its instruction.
+
+        >>> vm.load(kvmpy.asm("nop; inc eax; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> with cpu.breakpoint(0x1001) as stop:
+        ...     print(stop)
+        <breakpoint at 0x1001, execute, debug register 0>
+        """
+        from .debugging import debugger_of
+
+        debugger = debugger_of(self)
+        try:
+            return debugger.add(address, kind, length, software)
+        finally:
+            debugger.retire()
+
+    @property
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        """Those that are set.
+
+        >>> with cpu.breakpoint(0x1000):
+        ...     print(len(cpu.breakpoints))
+        1
+        """
+        return tuple(self._debugger.breakpoints) if self._debugger is not None else ()
+
+    def until(self, address: int, *, timeout: float | None = None) -> Exit:
+        """Run to the instruction at a linear address: Debug when it is there, or whatever exit
+        comes first. Takes a debug register, or an INT3 when there is none left.
+
+        >>> vm.load(kvmpy.asm("out 0x10, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.until(0x1002, timeout=5)  # the port is nobody's
+        IoOut(port=0x10, size=1, data=b'\\x00', count=1)
+        """
+        taken = sum(not point.software for point in self.breakpoints)
+        with self.breakpoint(address, software=taken == 4):
+            return self.run(timeout)
+
+    def steps(
+        self,
+        limit: int | None = None,
+        *,
+        timeout: float | None = None,
+        block_interrupts: bool = False,
+    ) -> Iterator[Step]:
+        """Execute one instruction after the other, and yield a Step for each: where it was, its
+        bytes, what changed. Claimed ports, addresses and MSRs are served as ever.
+
+        An exit that nobody handled comes as a Step with that ``exit``; answer it and go on, and
+        the instruction's own Step follows when it is finished. Ends after ``limit`` steps, after
+        ``timeout`` seconds (with Timeout), with a kick, and with an exit that running again cannot
+        help.
+
+        What the architecture makes of it: an instruction after STI or a load of SS runs in the
+        same step; with REP each step is an iteration, or several; an exception or interrupt is
+        stepped over up to its IRET (``block_interrupts`` keeps interrupts out), while INT n,
+        SYSCALL and SYSENTER are stepped into with the help of a debug register, if one is free.
+        RFLAGS.TF, by which it works, is taken out of what PUSHF, INT n and SYSCALL save.
+
+        >>> vm.load(kvmpy.asm("mov al, 5; mov bl, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> for step in cpu.steps(2):
+        ...     print(step)
+        0x1000: b0 05 (rax 0x0 -> 0x5)
+        0x1002: 88 c3 (rbx 0x0 -> 0x5)
+        """
+        from .stepping import steps
+
+        return steps(self, limit, timeout, block_interrupts)
