@@ -268,6 +268,12 @@ if TYPE_CHECKING:
     from .exits import (
         Xen as Xen,
     )
+    from .guest_memfd import (
+        GuestMemfd as GuestMemfd,
+    )
+    from .guest_memfd import (
+        VmType as VmType,
+    )
     from .irqchips import (
         IoapicState as IoapicState,
     )
@@ -418,6 +424,8 @@ _WHERE = {
     "UnexpectedSyscall": ".exits",
     "Unknown": ".exits",
     "Wrmsr": ".exits",
+    "GuestMemfd": ".guest_memfd",
+    "VmType": ".guest_memfd",
     "IoapicState": ".irqchips",
     "PicState": ".irqchips",
     "PitState": ".irqchips",
@@ -459,8 +467,8 @@ _MODES = {
     "LONG_MODE": "LONG_64",
 }
 _ROOMS = (
-    "boot", "capabilities", "devices", "encryption", "guests", "host", "ioctls", "irqchips",
-    "machine", "msrs", "routing", "state", "vm_irq", "x86", "xen",
+    "boot", "capabilities", "devices", "encryption", "guest_memfd", "guests", "host", "ioctls",
+    "irqchips", "machine", "msrs", "routing", "state", "vm_irq", "x86", "xen",
 )  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 

@@ -101,6 +101,16 @@ _HINTS: dict[tuple[str, int], str] = {
         "address or size is not a multiple of the page size, the slot number is too high, or an "
         "existing slot was to change its size or flags"
     ),
+    ("KVM_SET_USER_MEMORY_REGION2", _errno.EEXIST): "the region overlaps another memory slot",
+    ("KVM_SET_USER_MEMORY_REGION2", _errno.EINVAL): (
+        "address or size is not a multiple of the page size, a slot with a guest_memfd was to "
+        "change, its guest_memfd is another VM's or too small, or this VM type has none"
+    ),
+    ("KVM_SET_NR_MMU_PAGES", _errno.EINVAL): "KVM wants at least 64 pages",
+    ("KVM_CREATE_GUEST_MEMFD", _errno.EINVAL): "the size is no multiple of the page size, or a "
+    "flag is unknown or not for this VM type",
+    ("KVM_PRE_FAULT_MEMORY", _errno.ENOENT): "there is no memory slot",
+    ("KVM_PRE_FAULT_MEMORY", _errno.EOPNOTSUPP): "KVM shadows this guest's page tables",
     ("KVM_CREATE_VCPU", _errno.EEXIST): "a vCPU with this id exists",
     ("KVM_CREATE_VCPU", _errno.EINVAL): "the id is above KVM_CAP_MAX_VCPU_ID, or there are "
     "as many vCPUs as KVM_CAP_MAX_VCPUS allows",

@@ -349,7 +349,8 @@ class Notify(Exit):
 
 @exit_value
 class MemoryFault(Exit):
-    """An access that KVM cannot resolve: guest_memfd, memory attributes, or a hole in a slot."""
+    """An access that KVM cannot resolve: guest_memfd, memory attributes, or a hole in a slot.
+    ``flags``: KVM_MEMORY_EXIT_FLAG_*."""
 
     reason: ClassVar[int] = 39
     flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"flags": {3: "PRIVATE"}}

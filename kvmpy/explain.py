@@ -75,7 +75,8 @@ def headline(exit: exits.Exit) -> str:
         case exits.GuestException() | exits.UnexpectedSyscall():
             return f"the guest has no handler for: {exit.report}"
         case exits.MemoryFault():
-            return f"KVM cannot resolve an access to {exit.gpa:#x} ({exit.size} bytes)"
+            kind = "a private" if exit.private else "an"
+            return f"KVM cannot resolve {kind} access to {exit.gpa:#x} ({exit.size} bytes)"
         case exits.Timeout():
             return "the run's time is up"
         case exits.ExitLimit():
@@ -138,6 +139,11 @@ def likely_cause(exit: exits.Exit, module: str) -> str:
             )
         case exits.MmioRead() | exits.MmioWrite():
             return "a wild pointer, or a device that this machine does not have."
+        case exits.MemoryFault():
+            return (
+                "the slot's guest_memfd is closed, or the page is private where the guest takes it "
+                "for shared, or the other way round; see vm.set_memory_attributes()."
+            )
         case exits.IoIn() | exits.IoOut():
             return "a device that this machine does not have; claim the port with vm.on_io()."
         case _:

@@ -18,7 +18,9 @@ from .errors import (
     KvmPermissionError,
     KvmUnavailableError,
     KvmVersionError,
+    UnsupportedError,
 )
+from .guest_memfd import VmType, decode_vm_types
 from .kvm_extras import ExtraMethods
 from .msrs import FeatureMsrs
 
@@ -94,10 +96,23 @@ class KVM(ExtraMethods):
         return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
 
     def create_vm(self, machine_type: int = 0) -> int:
-        """KVM_CREATE_VM: a new VM's descriptor. Raises KvmBrokenError when KVM refuses."""
+        """KVM_CREATE_VM: a new VM's descriptor. ``machine_type``: a VmType.
+
+        Raises UnsupportedError for a type that :attr:`vm_types` lacks, and KvmBrokenError when KVM
+        refuses.
+
+        >>> import os
+        >>> os.close(kvm.create_vm())
+        """
         result = ioctls.KVM_CREATE_VM.raw(self.fileno(), machine_type)
         if result >= 0:
             return result
+        if result == -errno.EINVAL and machine_type and machine_type not in self.vm_types:
+            there = ", ".join(str(int(kind)) for kind in self.vm_types)
+            raise UnsupportedError(
+                f"this KVM has no VM type {int(machine_type)}, only {there} (KVM_CAP_VM_TYPES)",
+                "KVM_CAP_VM_TYPES",
+            )
         if -result in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINVAL):
             raise KvmIoctlError("KVM_CREATE_VM", -result, f"type {machine_type}")
         if -result == errno.EBUSY:
@@ -112,6 +127,15 @@ class KVM(ExtraMethods):
             "'dmesg | grep -i kvm'.",
             -result,
         )
+
+    @property
+    def vm_types(self) -> tuple[VmType | int, ...]:
+        """The VM types that can be created (KVM_CAP_VM_TYPES).
+
+        >>> kvm.vm_types[0]
+        <VmType.DEFAULT: 0>
+        """
+        return decode_vm_types(self.check_extension("KVM_CAP_VM_TYPES"))
 
     @property
     def vcpu_mmap_size(self) -> int:

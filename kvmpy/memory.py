@@ -12,12 +12,15 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from . import _native
 from .errors import ClosedError, GuestMemoryError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_ffi = _native.ffi
 
 Backing = Literal["anonymous", "memfd", "hugetlb"]
 
@@ -74,7 +77,6 @@ class Region:
     backing: Backing
     view: memoryview
     fd: int | None = None
-    slot: int | None = None
     _map: mmap.mmap | None = field(default=None)
 
     @property
@@ -86,9 +88,38 @@ class Region:
         """
         return self.gpa + self.size
 
+    @property
+    def hva(self) -> int:
+        """Host virtual address of the mapping.
+
+        >>> memory.regions[0].hva % 4096
+        0
+        """
+        return int(_ffi.cast("uintptr_t", _ffi.from_buffer(self.view)))
+
+    def _hold(self) -> memoryview:
+        """Keeps the mapping where it is until released, whatever becomes of the region."""
+        return memoryview(self._map) if self._map is not None else self.view[:]
+
     def __repr__(self) -> str:
         mode = ", read-only" if self.read_only else ""
         return f"<Region {self.gpa:#x}..{self.end - 1:#x}, {self.backing}{mode}>"
+
+
+class Adopter(Protocol):
+    """How a VM, or a device by itself, follows each change of a memory's layout.
+
+    Each method may raise; then nothing has changed on its side.
+    """
+
+    def add(self, region: Region) -> None:
+        """A region is about to be part of the memory."""
+
+    def move(self, region: Region, gpa: int) -> None:
+        """A region is about to move to ``gpa``."""
+
+    def remove(self, region: Region) -> None:
+        """A region is about to go."""
 
 
 def _map_region(size: int, backing: Backing) -> tuple[mmap.mmap, Backing, int | None]:
@@ -135,8 +166,8 @@ class GuestMemory:
         self._closed = False
         #: The region at guest physical address 0, if there is one.
         self._low, self._low_end = memoryview(b""), -1
-        #: The VMs that have it: each is told of a region added later.
-        self._adopters: list[Callable[[Region], None]] = []
+        #: The VMs and devices that have it.
+        self._adopters: list[Adopter] = []
         if size is None:
             return
         try:
@@ -171,36 +202,96 @@ class GuestMemory:
         """Add a region at ``gpa`` (a multiple of 4 KiB). Raises GuestMemoryError if it overlaps
         another or leaves the 52-bit physical address space.
 
-        >>> region = memory.add(0x1_0000_0000, "2M")
-        >>> hex(region.gpa)
-        '0x100000000'
+        >>> vm.memory.add(0x4000_0000, "64K", read_only=True)
+        <Region 0x40000000..0x4000ffff, anonymous, read-only>
         """
         self._check_open()
         if backing not in ("anonymous", "memfd", "hugetlb"):
             raise ValueError(f"backing {backing!r} is none of anonymous, memfd, hugetlb")
         size = parse_size(size)
+        self._check_place(gpa, size)
+        try:
+            mapping, actual, fd = _map_region(size, backing)
+        except (OSError, OverflowError, ValueError) as error:
+            raise GuestMemoryError(f"cannot map {size:#x} bytes of memory: {error}") from error
+        region = Region(gpa, size, read_only, actual, memoryview(mapping), fd, mapping)
+        try:
+            self._tell(lambda vm: vm.add(region), lambda vm: vm.remove(region))
+        except BaseException:
+            _release(region)
+            raise
+        self._regions = (*self._regions, region)
+        self._sort()
+        return region
+
+    def move(self, region: Region, gpa: int) -> None:
+        """Move a region, with its content, to ``gpa``, for the host and every VM that has it.
+
+        A vCPU that runs meanwhile sees it at the one place, at the other, or for a moment at
+        neither. Raises GuestMemoryError as :meth:`add` does, and while a virtio device uses the
+        memory: its queues may lie there.
+
+        >>> flash = vm.memory.add(0x4000_0000, "64K")
+        >>> vm.memory.write(0x4000_0000, b"boot")
+        >>> vm.memory.move(flash, 0x5000_0000)
+        >>> vm.memory.read(0x5000_0000, 4)
+        b'boot'
+        """
+        self._check_own(region)
+        self._check_place(gpa, region.size, region)
+        old = region.gpa
+        self._tell(lambda vm: vm.move(region, gpa), lambda vm: vm.move(region, old))
+        region.gpa = gpa
+        self._sort()
+
+    def remove(self, region: Region) -> None:
+        """Take a region out of the address space: where it was, there is no memory any more.
+
+        Views that are held keep its mapping alive. Raises GuestMemoryError while a virtio device
+        uses the memory.
+
+        >>> extra = vm.memory.add(0x4000_0000, "64K")
+        >>> vm.memory.remove(extra)
+        >>> vm.memory.contains(0x4000_0000)
+        False
+        """
+        self._check_own(region)
+        self._tell(lambda vm: vm.remove(region), lambda vm: vm.add(region))
+        self._regions = tuple(other for other in self._regions if other is not region)
+        self._sort()
+        _release(region)
+
+    def _tell(self, do: Callable[[Adopter], None], undo: Callable[[Adopter], None]) -> None:
+        """All that have the memory follow a change, or none does."""
+        done: list[Adopter] = []
+        try:
+            for adopter in reversed(self._adopters):  # the VM last: devices may refuse
+                do(adopter)
+                done.append(adopter)
+        except BaseException:
+            for adopter in done:
+                undo(adopter)
+            raise
+
+    def _check_own(self, region: Region) -> None:
+        self._check_open()
+        if not any(other is region for other in self._regions):
+            raise GuestMemoryError(f"{region!r} is not part of this memory")
+
+    def _check_place(self, gpa: int, size: int, itself: Region | None = None) -> None:
         if gpa < 0 or gpa % PAGE_SIZE or gpa + size > MAX_GPA:
             raise GuestMemoryError(
                 f"region {gpa:#x}+{size:#x} is not page-aligned within the 52-bit address space"
             )
         for other in self._regions:
-            if gpa < other.end and other.gpa < gpa + size:
+            if other is not itself and gpa < other.end and other.gpa < gpa + size:
                 raise GuestMemoryError(f"region {gpa:#x}+{size:#x} overlaps {other!r}")
-        try:
-            mapping, actual, fd = _map_region(size, backing)
-        except (OSError, OverflowError, ValueError) as error:
-            raise GuestMemoryError(f"cannot map {size:#x} bytes of memory: {error}") from error
-        region = Region(gpa, size, read_only, actual, memoryview(mapping), fd, None, mapping)
-        try:
-            for adopt in self._adopters:
-                adopt(region)
-        except BaseException:
-            _release(region)
-            raise
-        self._regions = tuple(sorted((*self._regions, region), key=lambda r: r.gpa))
-        if gpa == 0:
-            self._low, self._low_end = region.view, region.size
-        return region
+
+    def _sort(self) -> None:
+        self._regions = tuple(sorted(self._regions, key=lambda region: region.gpa))
+        self._low, self._low_end = memoryview(b""), -1
+        if self._regions and self._regions[0].gpa == 0:
+            self._low, self._low_end = self._regions[0].view, self._regions[0].size
 
     def add_ram(self, size: int | str, *, backing: Backing = "anonymous") -> None:
         """Add ``size`` bytes of RAM from 0 on, around the hole below 4 GiB.

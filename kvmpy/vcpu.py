@@ -24,6 +24,7 @@ from .stats import RunStats
 from .vcpu_answer import AnswerMethods
 from .vcpu_apic import ApicMethods
 from .vcpu_debug import DebugMethods
+from .vcpu_memory import MemoryMethods
 from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
 from .vcpu_translate import TranslateMethods
@@ -86,8 +87,8 @@ def _exit_budget(max_exits: int | None) -> int:
 
 
 class VCPU(
-    AnswerMethods, ApicMethods, DebugMethods, HypervVcpuMethods, RunPageMethods, StateMethods,
-    TranslateMethods, VcpuEnableMethods, XenVcpuMethods,
+    AnswerMethods, ApicMethods, DebugMethods, HypervVcpuMethods, MemoryMethods, RunPageMethods,
+    StateMethods, TranslateMethods, VcpuEnableMethods, XenVcpuMethods,
 ):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 

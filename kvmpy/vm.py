@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import _native, capabilities, ioctls
 from .bus import Bus, BusMethods
@@ -13,15 +12,17 @@ from .cpuid import Cpuid
 from .device import DeviceMethods
 from .enabling import VmEnableMethods
 from .encryption import EncryptionMethods
-from .errors import ClosedError, UnsupportedError
+from .errors import ClosedError
 from .hyperv import HypervMethods
 from .kvm import KVM
-from .memory import Backing, GuestMemory, Region
+from .memory import Backing, GuestMemory
+from .slots import Slots
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
 from .vm_events import EventMethods
 from .vm_filters import FilterMethods
 from .vm_irq import IrqMethods
+from .vm_memory import MemoryMethods
 from .x86 import layout
 from .xen import XenMethods
 
@@ -48,9 +49,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
 
 
 class VM(
-    BusMethods, ClockMethods, IrqMethods, EventMethods, DeviceMethods, FilterMethods,
-    VmEnableMethods, XenMethods,
-    HypervMethods, EncryptionMethods,
+    BusMethods, ClockMethods, DeviceMethods, EncryptionMethods, EventMethods, FilterMethods,
+    HypervMethods, IrqMethods, MemoryMethods, VmEnableMethods, XenMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
@@ -59,6 +59,7 @@ class VM(
     ``irqchip``: "kernel" or True creates KVM's PIC, IOAPIC and LAPICs, "split" the LAPICs alone;
     ``pit`` the i8254 (it implies the irqchip, "kernel"). With an irqchip HLT no longer exits: KVM
     waits for an interrupt itself. See :meth:`create_irqchip`, :meth:`create_pit`.
+    ``type``: a VmType.
 
     ``kvm``: an open KVM; by default /dev/kvm is opened for the call.
 
@@ -73,6 +74,7 @@ class VM(
         backing: Backing = "anonymous",
         irqchip: bool | Literal["kernel", "split"] = False,
         pit: bool = False,
+        type: int = 0,
         kvm: KVM | None = None,
     ):
         if irqchip not in (True, False, "kernel", "split") or (irqchip == "split" and pit):
@@ -82,14 +84,14 @@ class VM(
         self._bus: Bus | None = None
         self._owns_memory = not isinstance(memory, GuestMemory)
         self._vcpus: list[weakref.ref[VCPU]] = []
-        self._next_slot = 0
-        self._adopt: Callable[[Region], None] | None = None
         #: Guest memory; closed with the VM unless the caller made it.
         self.memory = memory if isinstance(memory, GuestMemory) else GuestMemory()
+        self.slots = Slots(self, self.memory)
+        self._guest_memfds = weakref.WeakSet()
         self._kvm = kvm or KVM()
         self._owns_kvm = kvm is None
         try:
-            self._fd = self._kvm.create_vm()
+            self._fd = self._kvm.create_vm(type)
             ioctls.remember_origin(self._fd, self._fd)
             self.run_size = self._kvm.vcpu_mmap_size
             self.sync_fields = self.check_extension(_lib.KVM_CAP_SYNC_REGS)
@@ -112,42 +114,14 @@ class VM(
         ioctls.KVM_SET_TSS_ADDR(self._fd, layout.TSS_ADDR, f"{layout.TSS_ADDR:#x}")
         identity = _ffi.new("uint64_t *", layout.IDENTITY_MAP)
         ioctls.KVM_SET_IDENTITY_MAP_ADDR(self._fd, identity, f"{layout.IDENTITY_MAP:#x}")
-        # Adopt: existing regions now, later ones as they are added. Weak, or VM and memory would
-        # keep each other.
-        register = weakref.WeakMethod(self._register)
+        # Existing regions now, later ones as they are added.
         for region in self.memory.regions:
-            self._register(region)
-        self._adopt = lambda region: _call(register, region)
-        self.memory._adopters.append(self._adopt)
+            self.slots.add(region)
+        self.memory._adopters.append(self.slots)
         if isinstance(memory, (int, str)):
             self.memory.add_ram(memory, backing=backing)
 
     # -- memory
-
-    def _register(self, region: Region) -> None:
-        """KVM_SET_USER_MEMORY_REGION for one region of guest memory."""
-        flags = 0
-        if region.read_only:
-            if not self.check_extension(_lib.KVM_CAP_READONLY_MEM):
-                raise UnsupportedError(
-                    "this KVM has no read-only memory slots", "KVM_CAP_READONLY_MEM"
-                )
-            flags = _lib.KVM_MEM_READONLY
-        address = int(_ffi.cast("uintptr_t", _ffi.from_buffer(region.view)))
-        slot = _ffi.new(
-            "struct kvm_userspace_memory_region *",
-            {
-                "slot": self._next_slot,
-                "flags": flags,
-                "guest_phys_addr": region.gpa,
-                "memory_size": region.size,
-                "userspace_addr": address,
-            },
-        )
-        detail = f"slot {self._next_slot}, gpa {region.gpa:#x}, size {region.size:#x}"
-        ioctls.KVM_SET_USER_MEMORY_REGION(self.fileno(), slot, detail)
-        region.slot = self._next_slot
-        self._next_slot += 1
 
     def load(self, data: Buffer, at: int) -> None:
         """Write ``data`` to guest memory at guest physical address ``at``."""
@@ -225,8 +199,9 @@ class VM(
         self._bus = None
         if self._owns_kvm:
             self._kvm.close()
-        if self._adopt in self.memory._adopters:
-            self.memory._adopters.remove(self._adopt)
+        adopters = self.memory._adopters
+        adopters[:] = [adopter for adopter in adopters if adopter is not self.slots]
+        self._close_memory()
         if self._owns_memory:
             self.memory.close()
 
@@ -244,9 +219,3 @@ class VM(
         if self.closed:
             return "<VM, closed>"
         return f"<VM fd {self._fd}, {len(self.vcpus)} vCPUs, {self.memory!r}>"
-
-
-def _call(method: weakref.WeakMethod[Any], region: Region) -> None:
-    target = method()
-    if target is not None:
-        target(region)

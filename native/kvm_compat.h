@@ -105,6 +105,20 @@ struct kvm_pre_fault_memory {
 #define KVM_X86_DEFAULT_VM 0 /* 6.8 */
 #define KVM_X86_SW_PROTECTED_VM 1
 #endif
+#ifndef KVM_X86_SEV_VM
+#define KVM_X86_SEV_VM 2 /* 6.10 */
+#define KVM_X86_SEV_ES_VM 3
+#endif
+#ifndef KVM_X86_SNP_VM
+#define KVM_X86_SNP_VM 4 /* 6.11 */
+#endif
+#ifndef KVM_X86_TDX_VM
+#define KVM_X86_TDX_VM 5 /* 6.16 */
+#endif
+#ifndef GUEST_MEMFD_FLAG_MMAP
+#define GUEST_MEMFD_FLAG_MMAP (1ULL << 0) /* 6.18 */
+#define GUEST_MEMFD_FLAG_INIT_SHARED (1ULL << 1)
+#endif
 #ifndef KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG
 #define KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG 0x5 /* 6.2 */
 #endif

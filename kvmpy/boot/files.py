@@ -6,14 +6,14 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
     from kvmpy.boot.image import BytesLike
 
-    Image = BytesLike | str | os.PathLike[str]
+    Image: TypeAlias = BytesLike | str | os.PathLike[str]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ... import _native
-from ...errors import ClosedError, KvmpyError
+from ...errors import ClosedError, GuestMemoryError, KvmpyError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -61,7 +61,7 @@ class VirtioDevice:
         self._memory: GuestMemory | None = None
         #: Keep the host mappings of guest memory while C has their addresses.
         self._pins: list[tuple[Region, Any]] = []
-        self._adopt: Callable[[Region], None] | None = None
+        self._follower: _Follower | None = None
         self._undo = contextlib.ExitStack()
         self._vm: weakref.ref[VM] | None = None
         self._closed = False
@@ -127,9 +127,8 @@ class VirtioDevice:
         except BaseException:
             self._unpin()
             raise
-        adopt = weakref.WeakMethod(self._adopt_region)
-        self._adopt = lambda region: _call(adopt, region)
-        memory._adopters.append(self._adopt)
+        self._follower = _Follower(self)
+        memory._adopters.append(self._follower)
         self._memory = memory
 
     def _pin(self, *regions: Region) -> None:
@@ -153,6 +152,19 @@ class VirtioDevice:
     def _adopt_region(self, region: Region) -> None:
         """Memory that is added later is the device's too."""
         self._pin(region)
+        self._set_memory()
+
+    def _uses(self, region: Region) -> bool:
+        return self._memory is not None and region in self._memory.regions
+
+    def _drop_region(self, region: Region) -> None:
+        """The region just adopted is none after all."""
+        (pin,) = (pin for pin in self._pins if pin[0] is region)
+        self._pins.remove(pin)
+        self._set_memory()
+        _ffi.release(pin[1])
+
+    def _set_memory(self) -> None:
         table = self._table()
         _check(_lib.shim_virtio_set_memory(self._virtio, table, len(table)))
 
@@ -171,9 +183,9 @@ class VirtioDevice:
         undo.close()
         _lib.shim_virtio_stop(self._virtio)
         memory, self._memory = self._memory, None
-        if memory is not None and self._adopt in memory._adopters:
-            memory._adopters.remove(self._adopt)
-        self._adopt = self._vm = None
+        if memory is not None and self._follower in memory._adopters:
+            memory._adopters.remove(self._follower)
+        self._follower = self._vm = None
         self._gpa, self._gsi = -1, None
         self._unpin()
 
@@ -311,7 +323,31 @@ def _check(result: int) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
-def _call(method: weakref.WeakMethod[Any], region: Region) -> None:
-    target = method()
-    if target is not None:
-        target(region)
+class _Follower:
+    """The device as its memory knows it: weak, or memory and device would keep each other."""
+
+    def __init__(self, device: VirtioDevice):
+        self._device = weakref.ref(device)
+
+    def add(self, region: Region) -> None:
+        device = self._device()
+        if device is not None:
+            device._adopt_region(region)
+
+    def move(self, region: Region, gpa: int) -> None:
+        self._refuse(region)
+
+    def remove(self, region: Region) -> None:
+        device = self._device()
+        if device is not None and not device._uses(region):
+            device._drop_region(region)  # another user of the memory would not have it
+        else:
+            self._refuse(region)
+
+    def _refuse(self, region: Region) -> None:
+        # The worker goes by the addresses of the queues it was given when they were set up.
+        device = self._device()
+        if device is not None:
+            raise GuestMemoryError(
+                f"{region!r}: {device!r} uses this memory: disconnect() it first"
+            )

@@ -1,0 +1,106 @@
+"""guest_memfd: memory that the guest has and its host cannot read (KVM API, "4.142
+KVM_CREATE_GUEST_MEMFD"), and the VM types that make use of it."""
+
+from __future__ import annotations
+
+import enum
+import os
+
+from . import _native, ioctls
+from .errors import ClosedError
+
+_lib, _ffi = _native.lib, _native.ffi
+
+#: The host may map it (KVM_CAP_GUEST_MEMFD_FLAGS).
+FLAG_MMAP: int = _lib.GUEST_MEMFD_FLAG_MMAP
+#: It begins as shared memory: the host can read and write what it maps.
+FLAG_INIT_SHARED: int = _lib.GUEST_MEMFD_FLAG_INIT_SHARED
+ATTRIBUTE_PRIVATE: int = _lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
+
+
+class VmType(enum.IntEnum):
+    """What kind of VM to create (KVM API, "8.37 KVM_CAP_VM_TYPES").
+
+    >>> kvmpy.VmType.DEFAULT in kvm.vm_types
+    True
+    """
+
+    DEFAULT = _lib.KVM_X86_DEFAULT_VM
+    #: Private memory without hardware behind it: for development.
+    SW_PROTECTED = _lib.KVM_X86_SW_PROTECTED_VM
+    SEV = _lib.KVM_X86_SEV_VM
+    SEV_ES = _lib.KVM_X86_SEV_ES_VM
+    SNP = _lib.KVM_X86_SNP_VM
+    TDX = _lib.KVM_X86_TDX_VM
+
+
+def decode_vm_types(mask: int) -> tuple[VmType | int, ...]:
+    """The types in KVM_CAP_VM_TYPES's answer; a number for one without a name here. Kernels that
+    do not know the capability have the default type alone."""
+    known = {int(kind): kind for kind in VmType}
+    numbers = [n for n in range(mask.bit_length()) if mask >> n & 1]
+    return tuple(known.get(n, n) for n in numbers) or (VmType.DEFAULT,)
+
+
+class GuestMemfd:
+    """Made by :meth:`VM.create_guest_memfd`. Owns the descriptor, until :meth:`close` or the VM's;
+    closing takes the memory from the slots that use it: the guest's next access is a MemoryFault.
+
+    >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
+    ...     memfd = vm.create_guest_memfd("64K")
+    ...     memfd.close()
+    """
+
+    def __init__(self, vm_fd: int, size: int, flags: int):
+        self._fd = -1
+        #: Bytes.
+        self.size = size
+        #: GUEST_MEMFD_FLAG_*.
+        self.flags = flags
+        request = _ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
+        detail = f"size {size:#x}, flags {flags:#x}"
+        self._fd = ioctls.KVM_CREATE_GUEST_MEMFD(vm_fd, request, detail)
+        os.set_inheritable(self._fd, False)  # KVM's other descriptors are made so
+
+    def fileno(self) -> int:
+        """The descriptor. Raises ClosedError after close().
+
+        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
+        ...     assert vm.create_guest_memfd("64K").fileno() > 2
+        """
+        if self._fd < 0:
+            raise ClosedError("this guest_memfd is closed")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called.
+
+        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
+        ...     assert not vm.create_guest_memfd("64K").closed
+        """
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the descriptor.
+
+        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
+        ...     vm.create_guest_memfd("64K").close()
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> GuestMemfd:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<GuestMemfd, closed>"
+        return f"<GuestMemfd fd {self._fd}, {self.size >> 10} KiB, flags {self.flags:#x}>"

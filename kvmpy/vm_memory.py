@@ -1,0 +1,172 @@
+"""The part of a VM that is about guest memory: slots, guest_memfd, attributes, shadow pages."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import _native, ioctls
+from .errors import GuestMemoryError
+from .guest_memfd import GuestMemfd
+from .memory import PAGE_SIZE, parse_size
+from .slots import GUEST_MEMFD, Binding, Slot, Slots
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_lib, _ffi = _native.lib, _native.ffi
+
+
+class MemoryMethods:
+    """Guest memory on the VM descriptor."""
+
+    #: The memory slots by number.
+    slots: Slots
+    _guest_memfds: weakref.WeakSet[GuestMemfd]
+
+    if TYPE_CHECKING:
+
+        def fileno(self) -> int: ...
+        def check_extension(self, capability: int | str) -> int: ...
+
+    def set_memory_region(
+        self,
+        slot: int,
+        gpa: int,
+        size: int,
+        hva: int | Buffer,
+        flags: int = 0,
+        *,
+        guest_memfd: GuestMemfd | int | None = None,
+        guest_memfd_offset: int = 0,
+    ) -> Slot | None:
+        """KVM_SET_USER_MEMORY_REGION, or ...REGION2 with a guest_memfd: make, move, reflag or
+        (``size`` 0) delete a memory slot by hand; ``vm.memory.add`` is the comfortable way.
+
+        ``slot``: its number, below KVM_CAP_NR_MEMSLOTS; bits 16 and up choose the address space.
+        ``gpa``, ``size``: multiples of 4 KiB, bytes. ``hva``: the host virtual address, or a
+        writable buffer that begins at a page; a buffer (an mmap, say) is kept mapped for as long
+        as the slot exists, an address is the caller's to keep. ``flags``: KVM_MEM_*.
+        ``guest_memfd``, ``guest_memfd_offset``: where the slot's private memory is; such a slot
+        can only be deleted again.
+
+        Returns the Slot, or None for a deletion. What it makes is no part of ``vm.memory``.
+        Raises GuestMemoryError for a slot that backs a region of ``vm.memory``, UnsupportedError
+        without KVM_CAP_USER_MEMORY2 (guest_memfd only), KvmIoctlError when KVM refuses.
+
+        >>> import mmap
+        >>> slot = vm.set_memory_region(7, 0x4000_0000, 4096, mmap.mmap(-1, 4096))
+        >>> slot
+        <Slot 7: gpa 0x40000000..0x40000fff>
+        >>> vm.set_memory_region(7, 0x4000_0000, 0, 0)
+        >>> slot.deleted
+        True
+        """
+        held, address = _host_range(hva, size)
+        if guest_memfd is not None:
+            flags |= GUEST_MEMFD
+        binding = Binding(slot, gpa, size, address, flags, guest_memfd, guest_memfd_offset)
+        known = self.slots.get(slot)
+        if known is None and size:
+            return self.slots.make(binding, held=held)
+        if held is not None:
+            held.release()  # an existing slot keeps the mapping it began with
+        if known is None:
+            binding.set(self.fileno())  # nothing to delete: KVM says so
+            return None
+        return self._change_slot(known, binding)
+
+    def _change_slot(self, slot: Slot, binding: Binding) -> Slot | None:
+        if slot.region is not None:
+            raise GuestMemoryError(f"{slot!r} is {slot.region!r}: use its own methods")
+        if binding.size == 0:
+            self.slots.drop(slot)
+            return None
+        binding.set(self.fileno())
+        slot._binding = binding
+        return slot
+
+    def _close_memory(self) -> None:
+        self.slots.close()
+        for memfd in list(self._guest_memfds):
+            memfd.close()
+
+    @property
+    def nr_mmu_pages(self) -> int:
+        """KVM_GET_NR_MMU_PAGES: shadow pages KVM may use for this VM; KVM_SET_NR_MMU_PAGES, at
+        least 64. Only guests whose paging is shadowed (no EPT or NPT, nested ones) need them.
+
+        Newer kernels let it be set and not read: KvmIoctlError, ENOTTY.
+
+        >>> vm.nr_mmu_pages = 1024
+        """
+        return ioctls.KVM_GET_NR_MMU_PAGES(self.fileno())
+
+    @nr_mmu_pages.setter
+    def nr_mmu_pages(self, pages: int) -> None:
+        ioctls.KVM_SET_NR_MMU_PAGES(self.fileno(), pages, f"{pages} pages")
+
+    # -- private memory
+
+    def create_guest_memfd(self, size: int | str, flags: int = 0) -> GuestMemfd:
+        """KVM_CREATE_GUEST_MEMFD: memory that belongs to this VM and is nobody else's to map.
+
+        ``size`` in bytes, or "64K"; ``flags``: GUEST_MEMFD_FLAG_*, of which
+        ``check_extension("KVM_CAP_GUEST_MEMFD_FLAGS")`` tells those that are there.
+
+        Raises UnsupportedError without KVM_CAP_GUEST_MEMFD.
+
+        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
+        ...     with vm.create_guest_memfd("64K") as memfd:
+        ...         assert memfd.size == 65536
+        """
+        memfd = GuestMemfd(self.fileno(), parse_size(size), flags)
+        self._guest_memfds.add(memfd)  # each keeps the VM alive in the kernel
+        return memfd
+
+    @property
+    def memory_attributes(self) -> int:
+        """KVM_MEMORY_ATTRIBUTE_* that this VM's pages can have; 0 for none.
+
+        >>> vm.memory_attributes in (0, kvmpy.guest_memfd.ATTRIBUTE_PRIVATE)
+        True
+        """
+        return self.check_extension(_lib.KVM_CAP_MEMORY_ATTRIBUTES)
+
+    def set_memory_attributes(self, gpa: int, size: int, *, private: bool) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES: the guest's accesses to [gpa, gpa + size) go to the slot's
+        guest_memfd (``private``) or to its host mapping.
+
+        ``gpa``, ``size``: multiples of 4 KiB. Raises UnsupportedError without
+        KVM_CAP_MEMORY_ATTRIBUTES, which needs a VM type with private memory.
+
+        >>> if vm.memory_attributes:
+        ...     vm.set_memory_attributes(0x10_0000, 0x1000, private=True)
+        """
+        request = _ffi.new(
+            "struct kvm_memory_attributes *",
+            {
+                "address": gpa,
+                "size": size,
+                "attributes": _lib.KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0,
+            },
+        )
+        detail = f"gpa {gpa:#x}, size {size:#x}, {'private' if private else 'shared'}"
+        ioctls.KVM_SET_MEMORY_ATTRIBUTES(self.fileno(), request, detail)
+
+
+def _host_range(hva: int | Buffer, size: int) -> tuple[memoryview | None, int]:
+    """What keeps the host memory mapped, if we can, and its address."""
+    if isinstance(hva, int):
+        return None, hva
+    view = memoryview(hva)
+    if view.readonly or view.nbytes < size:
+        view.release()
+        raise ValueError(f"the buffer is read-only, or smaller than {size:#x} bytes")
+    pointer: Any = _ffi.from_buffer(view)
+    address = int(_ffi.cast("uintptr_t", pointer))
+    del pointer
+    if address % PAGE_SIZE:
+        view.release()
+        raise ValueError(f"the buffer is at {address:#x}, which is no multiple of {PAGE_SIZE}")
+    return view, address
