@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from .differences import (
         diff as diff,
     )
+    from .dirty_pages import (
+        DirtyPages as DirtyPages,
+    )
     from .errors import (
         AsmError as AsmError,
     )
@@ -78,6 +81,9 @@ if TYPE_CHECKING:
     )
     from .errors import (
         ConsoleError as ConsoleError,
+    )
+    from .errors import (
+        DirtyRingOverrunError as DirtyRingOverrunError,
     )
     from .errors import (
         ExpectEof as ExpectEof,
@@ -357,6 +363,7 @@ _WHERE = {
     "Leaf": ".cpuid",
     "Attributes": ".device",
     "Device": ".device",
+    "DirtyPages": ".dirty_pages",
     "DebugConsole": ".devices",
     "I8042": ".devices",
     "PostPort": ".devices",
@@ -372,6 +379,7 @@ _WHERE = {
     "ConsoleError": ".errors",
     "ExpectEof": ".errors",
     "ExpectTimeout": ".errors",
+    "DirtyRingOverrunError": ".errors",
     "ForkedError": ".errors",
     "GuestMemoryError": ".errors",
     "ImageError": ".errors",

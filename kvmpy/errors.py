@@ -106,6 +106,11 @@ _HINTS: dict[tuple[str, int], str] = {
         "address or size is not a multiple of the page size, a slot with a guest_memfd was to "
         "change, its guest_memfd is another VM's or too small, or this VM type has none"
     ),
+    ("KVM_GET_DIRTY_LOG", _errno.ENOENT): "dirty logging is off for this slot: log_dirty()",
+    ("KVM_GET_DIRTY_LOG", _errno.ENXIO): "this VM has dirty rings: harvest them instead",
+    ("KVM_CLEAR_DIRTY_LOG", _errno.ENOENT): "dirty logging is off for this slot: log_dirty()",
+    ("KVM_CLEAR_DIRTY_LOG", _errno.ENXIO): "this VM has dirty rings: harvest them instead",
+    ("KVM_RESET_DIRTY_RINGS", _errno.EINVAL): "this VM has no dirty rings: VM(dirty_ring=4096)",
     ("KVM_SET_NR_MMU_PAGES", _errno.EINVAL): "KVM wants at least 64 pages",
     ("KVM_CREATE_GUEST_MEMFD", _errno.EINVAL): "the size is no multiple of the page size, or a "
     "flag is unknown or not for this VM type",
@@ -219,6 +224,14 @@ class VmDeadError(KvmIoctlError):
     def __init__(self, name: str, errno: int, argument: str = ""):
         super().__init__(name, errno, argument)
         self.hint = "KVM has marked this VM as dead; the kernel's log may say why (dmesg)"
+
+
+class DirtyRingOverrunError(KvmpyError):
+    """KVM noted more pages than the dirty ring holds without ending the run: some are lost, and
+    the ring is of no more use. All pages may be dirty.
+
+    kvm_pvm does so when ring-0 code, which it emulates, writes to many pages in one go.
+    """
 
 
 class UnexpectedExitError(KvmpyError):

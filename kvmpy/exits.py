@@ -308,7 +308,8 @@ class IoapicEoi(Exit):
 
 @exit_value
 class DirtyRingFull(Exit):
-    """The vCPU's dirty ring is full: harvest it, reset the rings, run on."""
+    """The vCPU's dirty ring is full. ``cpu.dirty_ring.harvest()``, ``vm.reset_dirty_rings()``, and
+    run again."""
 
     reason: ClassVar[int] = 31
 

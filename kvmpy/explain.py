@@ -77,6 +77,8 @@ def headline(exit: exits.Exit) -> str:
         case exits.MemoryFault():
             kind = "a private" if exit.private else "an"
             return f"KVM cannot resolve {kind} access to {exit.gpa:#x} ({exit.size} bytes)"
+        case exits.DirtyRingFull():
+            return "the vCPU's dirty ring is full"
         case exits.Timeout():
             return "the run's time is up"
         case exits.ExitLimit():
@@ -144,6 +146,8 @@ def likely_cause(exit: exits.Exit, module: str) -> str:
                 "the slot's guest_memfd is closed, or the page is private where the guest takes it "
                 "for shared, or the other way round; see vm.set_memory_attributes()."
             )
+        case exits.DirtyRingFull():
+            return "nobody harvests it: cpu.dirty_ring.harvest(), vm.reset_dirty_rings(), run."
         case exits.IoIn() | exits.IoOut():
             return "a device that this machine does not have; claim the port with vm.on_io()."
         case _:

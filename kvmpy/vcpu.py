@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from . import _native, exit_decode, exits, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
+from .dirty import DirtyRingMethods
 from .enabling import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import Exit
@@ -87,8 +88,8 @@ def _exit_budget(max_exits: int | None) -> int:
 
 
 class VCPU(
-    AnswerMethods, ApicMethods, DebugMethods, HypervVcpuMethods, MemoryMethods, RunPageMethods,
-    StateMethods, TranslateMethods, VcpuEnableMethods, XenVcpuMethods,
+    AnswerMethods, ApicMethods, DebugMethods, DirtyRingMethods, HypervVcpuMethods, MemoryMethods,
+    RunPageMethods, StateMethods, TranslateMethods, VcpuEnableMethods, XenVcpuMethods,
 ):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 

@@ -10,6 +10,7 @@ from . import _native, capabilities, ioctls
 from .bus import Bus, BusMethods
 from .cpuid import Cpuid
 from .device import DeviceMethods
+from .dirty import DirtyMethods
 from .enabling import VmEnableMethods
 from .encryption import EncryptionMethods
 from .errors import ClosedError
@@ -49,8 +50,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
 
 
 class VM(
-    BusMethods, ClockMethods, DeviceMethods, EncryptionMethods, EventMethods, FilterMethods,
-    HypervMethods, IrqMethods, MemoryMethods, VmEnableMethods, XenMethods,
+    BusMethods, ClockMethods, DeviceMethods, DirtyMethods, EncryptionMethods, EventMethods,
+    FilterMethods, HypervMethods, IrqMethods, MemoryMethods, VmEnableMethods, XenMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
@@ -59,7 +60,8 @@ class VM(
     ``irqchip``: "kernel" or True creates KVM's PIC, IOAPIC and LAPICs, "split" the LAPICs alone;
     ``pit`` the i8254 (it implies the irqchip, "kernel"). With an irqchip HLT no longer exits: KVM
     waits for an interrupt itself. See :meth:`create_irqchip`, :meth:`create_pit`.
-    ``type``: a VmType.
+    ``type``: a VmType. ``dirty_ring``: entries of each vCPU's dirty ring, as
+    :meth:`enable_dirty_ring` takes them.
 
     ``kvm``: an open KVM; by default /dev/kvm is opened for the call.
 
@@ -75,6 +77,7 @@ class VM(
         irqchip: bool | Literal["kernel", "split"] = False,
         pit: bool = False,
         type: int = 0,
+        dirty_ring: int | None = None,
         kvm: KVM | None = None,
     ):
         if irqchip not in (True, False, "kernel", "split") or (irqchip == "split" and pit):
@@ -96,6 +99,8 @@ class VM(
             self.run_size = self._kvm.vcpu_mmap_size
             self.sync_fields = self.check_extension(_lib.KVM_CAP_SYNC_REGS)
             self._bus = Bus()
+            if dirty_ring is not None:
+                self.enable_dirty_ring(dirty_ring)
             self._create(memory, backing)
             if irqchip or pit:
                 self.create_irqchip(split=irqchip == "split")

@@ -144,6 +144,8 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 int shim_vcpu_close(struct shim_vcpu *vcpu);
 void shim_vcpu_free(struct shim_vcpu *vcpu);
 int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
+int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries);
+unsigned shim_dirty_harvest(struct shim_vcpu *vcpu, uint64_t *words, unsigned room);
 int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits);
 int shim_resume(struct shim_vcpu *vcpu);
 void shim_finish(struct shim_vcpu *vcpu);

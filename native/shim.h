@@ -13,6 +13,7 @@
  *   ports.c     debug console, debug exit, POST port
  *   platform.c  i8042, ACPI PM1a, reset control, panic port
  *   rtc.c       MC146818A
+ *   dirty.c     a vCPU's dirty ring
  *   vcpu.c      a vCPU's file descriptor, its mapping and its life
  *
  * Nothing here knows Python. Every function that can fail returns a negative errno.
@@ -276,6 +277,9 @@ struct shim_vcpu {
 	struct shim_record *ring;
 	uint64_t ring_size, ring_length;
 
+	struct kvm_dirty_gfn *dirty; /* NULL: not mapped */
+	uint32_t dirty_entries, dirty_next;
+
 	bool timing;
 	uint64_t exits[SHIM_EXIT_REASONS];
 	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
@@ -314,6 +318,13 @@ void shim_repeat_edits(struct shim_vcpu *vcpu, uint64_t fields, const struct kvm
 void shim_take_registers(struct shim_vcpu *vcpu);
 int shim_write_back(struct shim_vcpu *vcpu);
 int shim_fetch(struct shim_vcpu *vcpu, uint64_t fields);
+
+/* ------------------------------------------------------------------ dirty.c */
+
+int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries);
+int shim_dirty_detach(struct shim_vcpu *vcpu);
+void shim_dirty_unmap(struct shim_vcpu *vcpu);
+unsigned shim_dirty_harvest(struct shim_vcpu *vcpu, uint64_t *words, unsigned room);
 
 /* ------------------------------------------------------------------ exits.c */
 

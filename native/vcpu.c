@@ -47,6 +47,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 int shim_vcpu_close(struct shim_vcpu *vcpu)
 {
 	struct timespec pause = { .tv_nsec = 20000 };
+	int error;
 
 	if (atomic_exchange(&vcpu->closed, 1))
 		return 0;
@@ -63,6 +64,9 @@ int shim_vcpu_close(struct shim_vcpu *vcpu)
 	if (mmap(vcpu->run, vcpu->run_size, PROT_READ | PROT_WRITE,
 		 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
 		return -errno;
+	error = shim_dirty_detach(vcpu);
+	if (error)
+		return error;
 	return close(vcpu->fd) ? -errno : 0;
 }
 
@@ -71,6 +75,7 @@ void shim_vcpu_free(struct shim_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	shim_vcpu_close(vcpu);
+	shim_dirty_unmap(vcpu);
 	munmap(vcpu->run, vcpu->run_size);
 	free(vcpu->ring);
 	free(vcpu);
