@@ -16,6 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .binary_stats import (
+        StatsFormatError as StatsFormatError,
+    )
     from .bus import (
         ClaimError as ClaimError,
     )
@@ -356,6 +359,7 @@ __version__ = "0.1.0"
 
 # name -> module. Importing all of it takes longer than a short script runs.
 _WHERE = {
+    "StatsFormatError": ".binary_stats",
     "ClaimError": ".bus",
     "Counter": ".bus",
     "WriteBatch": ".bus",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import _native, exit_decode, exits, ioctls
+from .binary_stats import StatsMethods
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
 from .dirty import DirtyRingMethods
@@ -89,7 +90,8 @@ def _exit_budget(max_exits: int | None) -> int:
 
 class VCPU(
     AnswerMethods, ApicMethods, DebugMethods, DirtyRingMethods, HypervVcpuMethods, MemoryMethods,
-    RunPageMethods, StateMethods, TranslateMethods, VcpuEnableMethods, XenVcpuMethods,
+    RunPageMethods, StateMethods, StatsMethods, TranslateMethods, VcpuEnableMethods,
+    XenVcpuMethods,
 ):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
 
@@ -452,6 +454,7 @@ class VCPU(
         if fd < 0:
             return
         self.regs._fresh = self.sregs._fresh = False
+        self._close_stats()
         error = _lib.shim_vcpu_close(self._shim)
         if error:
             raise OSError(-error, os.strerror(-error))

@@ -7,6 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Literal
 
 from . import _native, capabilities, ioctls
+from .binary_stats import StatsMethods
 from .bus import Bus, BusMethods
 from .cpuid import Cpuid
 from .device import DeviceMethods
@@ -51,7 +52,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
 
 class VM(
     BusMethods, ClockMethods, DeviceMethods, DirtyMethods, EncryptionMethods, EventMethods,
-    FilterMethods, HypervMethods, IrqMethods, MemoryMethods, VmEnableMethods, XenMethods,
+    FilterMethods, HypervMethods, IrqMethods, MemoryMethods, StatsMethods, VmEnableMethods,
+    XenMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
@@ -198,6 +200,7 @@ class VM(
             disconnect = getattr(device, "disconnect", None)
             if disconnect is not None:
                 disconnect()  # its interrupt line is this VM's: the descriptor's number is not
+        self._close_stats()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
