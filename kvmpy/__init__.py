@@ -480,7 +480,7 @@ _MODES = {
 }
 _ROOMS = (
     "boot", "capabilities", "devices", "encryption", "guest_memfd", "guests", "host", "ioctls",
-    "irqchips", "machine", "msrs", "routing", "state", "vm_irq", "x86", "xen",
+    "irqchips", "machine", "msrs", "pmu", "routing", "state", "vm_irq", "x86", "xen",
 )  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 

@@ -114,6 +114,9 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_SET_NR_MMU_PAGES", _errno.EINVAL): "KVM wants at least 64 pages",
     ("KVM_CREATE_GUEST_MEMFD", _errno.EINVAL): "the size is no multiple of the page size, or a "
     "flag is unknown or not for this VM type",
+    ("KVM_SET_PMU_EVENT_FILTER", _errno.E2BIG): "KVM takes 300 events",
+    ("KVM_SET_PMU_EVENT_FILTER", _errno.EINVAL): "an event has bits that a masked event has not, "
+    "or KVM does not know the flags",
     ("KVM_PRE_FAULT_MEMORY", _errno.ENOENT): "there is no memory slot",
     ("KVM_PRE_FAULT_MEMORY", _errno.EOPNOTSUPP): "KVM shadows this guest's page tables",
     ("KVM_CREATE_VCPU", _errno.EEXIST): "a vCPU with this id exists",

@@ -18,6 +18,7 @@ from .errors import ClosedError
 from .hyperv import HypervMethods
 from .kvm import KVM
 from .memory import Backing, GuestMemory
+from .pmu import PmuMethods
 from .slots import Slots
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
@@ -52,8 +53,8 @@ def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
 
 class VM(
     BusMethods, ClockMethods, DeviceMethods, DirtyMethods, EncryptionMethods, EventMethods,
-    FilterMethods, HypervMethods, IrqMethods, MemoryMethods, StatsMethods, VmEnableMethods,
-    XenMethods,
+    FilterMethods, HypervMethods, IrqMethods, MemoryMethods, PmuMethods, StatsMethods,
+    VmEnableMethods, XenMethods,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
@@ -63,7 +64,7 @@ class VM(
     ``pit`` the i8254 (it implies the irqchip, "kernel"). With an irqchip HLT no longer exits: KVM
     waits for an interrupt itself. See :meth:`create_irqchip`, :meth:`create_pit`.
     ``type``: a VmType. ``dirty_ring``: entries of each vCPU's dirty ring, as
-    :meth:`enable_dirty_ring` takes them.
+    :meth:`enable_dirty_ring` takes them. ``pmu`` False: as :meth:`disable_pmu`.
 
     ``kvm``: an open KVM; by default /dev/kvm is opened for the call.
 
@@ -80,6 +81,7 @@ class VM(
         pit: bool = False,
         type: int = 0,
         dirty_ring: int | None = None,
+        pmu: bool = True,
         kvm: KVM | None = None,
     ):
         if irqchip not in (True, False, "kernel", "split") or (irqchip == "split" and pit):
@@ -103,6 +105,8 @@ class VM(
             self._bus = Bus()
             if dirty_ring is not None:
                 self.enable_dirty_ring(dirty_ring)
+            if not pmu:
+                self.disable_pmu()
             self._create(memory, backing)
             if irqchip or pit:
                 self.create_irqchip(split=irqchip == "split")
