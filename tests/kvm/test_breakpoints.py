@@ -162,7 +162,7 @@ def test_the_guests_own_trap_flag_is_given_back(start):
     cpu = start(
         "pushfq; or qword ptr [rsp], 0x100; popfq; nop; hlt; h: inc ebx; "
         "and qword ptr [rsp + 16], -257; mov rdx, dr6; iretq",
-        handlers={1: 0x1010},
+        handlers={1: 0x100C},
     )
     with cpu.breakpoint(0x5000):
         cpu.expect(Hlt, timeout=5)
