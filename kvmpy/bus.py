@@ -202,7 +202,10 @@ class Bus:
     def handle_msr(
         self, is_write: bool, first: int, count: int, handler: Callable[..., Any]
     ) -> None:
-        """Have ``handler`` answer reads, or writes, of ``count`` MSRs from ``first`` on."""
+        """Have ``handler`` answer reads, or writes, of ``count`` MSRs from ``first`` on.
+
+        >>> vm.bus.handle_msr(False, 0x10, 1, lambda index, value: 0)
+        """
         space = _lib.SHIM_WRMSR if is_write else _lib.SHIM_RDMSR
         self.msr_handlers.append(handler)  # first: a vCPU may ask at once
         error = _lib.shim_bus_claim(
@@ -217,7 +220,11 @@ class Bus:
             raise OSError(-error, os.strerror(-error))
 
     def release_msr(self, is_write: bool, first: int) -> None:
-        """Take back the claim of reads, or writes, that starts at MSR ``first``."""
+        """Take back the claim of reads, or writes, that starts at MSR ``first``.
+
+        >>> vm.bus.handle_msr(False, 0x10, 1, lambda index, value: 0)
+        >>> vm.bus.release_msr(False, 0x10)
+        """
         space = _lib.SHIM_WRMSR if is_write else _lib.SHIM_RDMSR
         error = _lib.shim_bus_release(self._bus, space, first)
         if error == -errno.ENOENT:

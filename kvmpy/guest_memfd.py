@@ -36,7 +36,11 @@ class VmType(enum.IntEnum):
 
 def decode_vm_types(mask: int) -> tuple[VmType | int, ...]:
     """The types in KVM_CAP_VM_TYPES's answer; a number for one without a name here. Kernels that
-    do not know the capability have the default type alone."""
+    do not know the capability have the default type alone.
+
+    >>> kvmpy.guest_memfd.decode_vm_types(1)
+    (<VmType.DEFAULT: 0>,)
+    """
     known = {int(kind): kind for kind in VmType}
     numbers = [n for n in range(mask.bit_length()) if mask >> n & 1]
     return tuple(known.get(n, n) for n in numbers) or (VmType.DEFAULT,)

@@ -117,12 +117,19 @@ _origins: dict[int, tuple[int, int]] = {}
 
 
 def remember_origin(fd: int, vm_fd: int) -> None:
-    """Note which process made ``fd``, and for which VM."""
+    """Note which process made ``fd``, and for which VM.
+
+    >>> kvmpy.ioctl.remember_origin(cpu.fileno(), vm.fileno())
+    """
     _origins[fd] = os.getpid(), vm_fd
 
 
 def lacks(fd: int, capability: str) -> bool:
-    """Whether KVM, asked through ``fd`` or the VM it belongs to, says it has no ``capability``."""
+    """Whether KVM, asked through ``fd`` or the VM it belongs to, says it has no ``capability``.
+
+    >>> kvmpy.ioctl.lacks(vm.fileno(), "KVM_CAP_USER_MEMORY")
+    False
+    """
     number = getattr(_lib, capability)
     answer = _call(fd, _lib.KVM_CHECK_EXTENSION, number)
     if answer < 0 and fd in _origins:

@@ -81,7 +81,11 @@ class KVM(ExtraMethods):
             )
 
     def fileno(self) -> int:
-        """The descriptor. Raises ClosedError after close()."""
+        """The descriptor. Raises ClosedError after close().
+
+        >>> kvmpy.ioctls.KVM_GET_API_VERSION(kvm.fileno())
+        12
+        """
         if self._fd < 0:
             raise ClosedError("this KVM object is closed")
         return self._fd
@@ -91,6 +95,9 @@ class KVM(ExtraMethods):
 
         ``capability``: its number, or its name ("KVM_CAP_SYNC_REGS").
         Raises ValueError for a name that is not known here.
+
+        >>> kvm.check_extension("KVM_CAP_USER_MEMORY")
+        1
         """
         number = capabilities.number(capability)
         return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
@@ -100,6 +107,9 @@ class KVM(ExtraMethods):
 
         Raises UnsupportedError for a type that :attr:`vm_types` lacks, and KvmBrokenError when KVM
         refuses.
+
+        >>> import os
+        >>> os.close(kvm.create_vm())
 
         >>> import os
         >>> os.close(kvm.create_vm())
@@ -139,7 +149,11 @@ class KVM(ExtraMethods):
 
     @property
     def vcpu_mmap_size(self) -> int:
-        """Bytes of a vCPU's kvm_run mapping (KVM_GET_VCPU_MMAP_SIZE)."""
+        """Bytes of a vCPU's kvm_run mapping (KVM_GET_VCPU_MMAP_SIZE).
+
+        >>> kvm.vcpu_mmap_size % 4096
+        0
+        """
         return ioctls.KVM_GET_VCPU_MMAP_SIZE(self.fileno())
 
     def supported_cpuid(self) -> Cpuid:
@@ -149,6 +163,9 @@ class KVM(ExtraMethods):
         deadline timer if KVM_CAP_TSC_DEADLINE_TIMER is there.
 
         >>> "hypervisor" in kvm.supported_cpuid()
+        True
+
+        >>> "sse2" in kvm.supported_cpuid()
         True
         """
         table = self._cpuid_table(ioctls.KVM_GET_SUPPORTED_CPUID)
@@ -196,11 +213,19 @@ class KVM(ExtraMethods):
         return result
 
     def msr_indices(self) -> tuple[int, ...]:
-        """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here."""
+        """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here.
+
+        >>> 0x10 in kvm.msr_indices()
+        True
+        """
         return self._index_list("KVM_GET_MSR_INDEX_LIST")
 
     def feature_msr_indices(self) -> tuple[int, ...]:
-        """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize."""
+        """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize.
+
+        >>> isinstance(kvm.feature_msr_indices(), tuple)
+        True
+        """
         return self._index_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
 
     @property
@@ -230,11 +255,21 @@ class KVM(ExtraMethods):
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() was called.
+
+        >>> kvm.closed
+        False
+        """
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the descriptor. VMs made from it live on."""
+        """Close the descriptor. VMs made from it live on.
+
+        >>> other = kvmpy.KVM()
+        >>> other.close()
+        >>> other
+        <KVM, closed>
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

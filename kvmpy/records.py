@@ -56,12 +56,20 @@ class Record:
         return structure
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of what JSON knows: ints, lists, dicts, and bytes as hex."""
+        """A dict of what JSON knows: ints, lists, dicts, and bytes as hex.
+
+        >>> kvmpy.state.Xcrs().to_json()
+        {'xcrs': [{'xcr': 0, 'value': 1}], 'flags': 0}
+        """
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`. Raises ValueError for a field too many or too few."""
+        """The inverse of :meth:`to_json`. Raises ValueError for a field too many or too few.
+
+        >>> kvmpy.state.Xcrs.from_json({"xcrs": [{"xcr": 0, "value": 7}], "flags": 0}).xcr0
+        7
+        """
         shapes = _shapes(cls)
         if set(data) != set(shapes):
             odd = ", ".join(sorted(set(data) ^ set(shapes)))
@@ -80,7 +88,11 @@ class Record:
 
 
 def value_text(value: object) -> str:
-    """A field's value for a reader: numbers from 10 on in hex, long bytes shortened."""
+    """A field's value for a reader: numbers from 10 on in hex, long bytes shortened.
+
+    >>> kvmpy.records.value_text(255), kvmpy.records.value_text(7)
+    ('0xff', '7')
+    """
     match value:
         case bool() | None:
             return repr(value)
@@ -97,7 +109,11 @@ def value_text(value: object) -> str:
 
 
 def flags_text(value: int, names: Mapping[int, str]) -> str:
-    """``0x5[PE ET]``: a number and its bits by name."""
+    """``0x5[PE ET]``: a number and its bits by name.
+
+    >>> kvmpy.records.flags_text(5, {0: "PE", 2: "EM"})
+    '0x5[PE EM]'
+    """
     found = [name for bit, name in names.items() if value >> bit & 1]
     unnamed = value & ~sum(1 << bit for bit in names)
     if unnamed:
@@ -186,7 +202,11 @@ def _unplain(data: Any, shape: Any) -> Any:
 
 
 def differences(a: object, b: object, path: str = "") -> Iterator[tuple[str, object, object]]:
-    """``(where, in a, in b)`` for every field in which two records of a kind differ."""
+    """``(where, in a, in b)`` for every field in which two records of a kind differ.
+
+    >>> list(kvmpy.records.differences(kvmpy.state.Xcrs(), kvmpy.state.Xcrs(flags=1)))
+    [('flags', 0, 1)]
+    """
     if isinstance(a, Record) and type(a) is type(b):
         for field in fields(a):
             name = f"{path}.{field.name}" if path else field.name

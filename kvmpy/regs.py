@@ -93,6 +93,14 @@ if TYPE_CHECKING:
         def __set__(self, instance: object, value: int) -> None: ...
 
 
+_WORD_DOC = """{NAME}, 64 bits.
+
+>>> cpu.regs.{name} = 2
+>>> cpu.regs.{name}
+2
+"""
+
+
 def _word(index: int, name: str) -> _Field:
     """A 64-bit field: word ``index`` of the page."""
 
@@ -109,7 +117,7 @@ def _word(index: int, name: str) -> _Field:
         except (TypeError, ValueError):
             raise _does_not_fit(name, value, 64) from None
 
-    return cast("_Field", property(get, put, doc=f"{name.upper()}, 64 bits."))
+    return cast("_Field", property(get, put, doc=_WORD_DOC.format(NAME=name.upper(), name=name)))
 
 
 class Registers(_Page):
@@ -145,17 +153,30 @@ class Registers(_Page):
     rflags = _word(17, "rflags")
 
     def values(self) -> tuple[int, ...]:
-        """All eighteen, in the order of ``kvmpy.regs.GENERAL``."""
+        """All eighteen, in the order of ``kvmpy.regs.GENERAL``.
+
+        >>> len(cpu.regs.values())
+        18
+        """
         if not self._fresh:
             self._refresh()
         return _unpack_general(self._bytes)
 
     def as_dict(self) -> dict[str, int]:
-        """A copy, by name."""
+        """A copy, by name.
+
+        >>> cpu.regs.as_dict()["rflags"]
+        2
+        """
         return dict(zip(GENERAL, self.values(), strict=True))
 
     def update(self, values: Mapping[str, int] | None = None, **named: int) -> None:
-        """Set several by name. Raises AttributeError for a name there is not."""
+        """Set several by name. Raises AttributeError for a name there is not.
+
+        >>> cpu.regs.update(rax=1, rbx=2)
+        >>> cpu.regs.rax, cpu.regs.rbx
+        (1, 2)
+        """
         for name, value in {**(values or {}), **named}.items():
             if name not in GENERAL:
                 raise AttributeError(f"{name!r} is not a general register")
@@ -178,7 +199,11 @@ class Registers(_Page):
 
 
 def general_text(values: Mapping[str, int]) -> str:
-    """The general registers, RIP and RFLAGS as lines of text."""
+    """The general registers, RIP and RFLAGS as lines of text.
+
+    >>> print(kvmpy.regs.general_text(cpu.regs.as_dict()))
+    rax 0000000000000000 ...
+    """
     flags = " ".join(name for name, bit in RFLAGS.items() if values["rflags"] >> bit & 1)
     lines = []
     for row in (GENERAL[0:4], GENERAL[4:8], GENERAL[8:12], GENERAL[12:16]):
@@ -192,6 +217,16 @@ def general_text(values: Mapping[str, int]) -> str:
 _OFFSETS = {name: _ffi.offsetof("struct kvm_regs", name) for name in GENERAL}
 if [_OFFSETS[name] for name in GENERAL] != [8 * i for i in range(18)]:  # pragma: no cover
     raise ImportError("struct kvm_regs is not laid out as this package expects")
+
+
+_EXAMPLES = {
+    "struct kvm_segment": "cs.{}",
+    "struct kvm_dtable": "gdt.{}",
+    "struct kvm_sregs": "{}",
+}
+_FIELD_DOC = """>>> cpu.sregs.{path} >= 0
+True
+"""
 
 
 def _field(struct_name: str, name: str, size: int, doc: str = "") -> _Field:
@@ -215,7 +250,9 @@ def _field(struct_name: str, name: str, size: int, doc: str = "") -> _Field:
         except (TypeError, ValueError):
             raise _does_not_fit(name, value, bits) from None
 
-    return cast("_Field", property(get, put, doc=doc or f"{name}, {bits} bits."))
+    text = doc or f"{name}, {bits} bits."
+    example = _FIELD_DOC.format(path=_EXAMPLES[struct_name].format(name))
+    return cast("_Field", property(get, put, doc=f"{text}\n\n{example}"))
 
 
 _CODE_TYPES = ("execute", "execute/read", "execute, conforming", "execute/read, conforming")
@@ -226,7 +263,11 @@ _SYSTEM_TYPES = {
 
 
 def segment_kind(segment: Any) -> str:
-    """The type in words, of anything with the fields of struct kvm_segment."""
+    """The type in words, of anything with the fields of struct kvm_segment.
+
+    >>> kvmpy.regs.segment_kind(cpu.sregs.ldt)
+    'LDT'
+    """
     if segment.unusable or not segment.present:
         return "unusable"
     if not segment.s:
@@ -266,6 +307,11 @@ class SegmentView:
 
         >>> cpu.sregs.cs.kind
         'code16 execute/read'
+
+        >>> vm.load(kvmpy.asm("hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.sregs.cs.kind
+        'code64 execute/read'
         """
         return segment_kind(self)
 
@@ -295,7 +341,8 @@ SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 def _part(name: str, kind: type[SegmentView] | type[TableView]) -> Any:
     # Made anew at each access: a stored part that points back would be a reference cycle, and a
     # vCPU that nobody holds is to go at once.
-    return property(lambda self: kind(self, name))
+    doc = f"{name.upper()}, live.\n\n>>> cpu.sregs.{name}\n{name} ...\n"
+    return property(lambda self: kind(self, name), doc=doc)
 
 
 class SpecialRegisters(_Page):
@@ -370,7 +417,11 @@ def _table_text(name: str, table: Any) -> str:
 
 def special_text(sregs: Any) -> str:
     """Segments, tables and control registers as lines of text, of anything with the fields of
-    struct kvm_sregs."""
+    struct kvm_sregs.
+
+    >>> print(kvmpy.regs.special_text(cpu.sregs))
+    cs f000 base 00000000ffff0000 ...
+    """
     lines = [_segment_text(name, getattr(sregs, name)) for name in SEGMENTS]
     lines += [_table_text(name, getattr(sregs, name)) for name in ("gdt", "idt")]
     lines.append(

@@ -141,6 +141,13 @@ class VCPU(
 
         Raises KvmIoctlError when KVM_RUN itself fails, ClosedError when the vCPU is closed, by
         whomever.
+
+        >>> vm.load(kvmpy.asm("mov al, 7; out 0x10, al; 1: jmp 1b"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.run().value
+        7
+        >>> cpu.run(timeout=0.01)
+        Timeout()
         """
         if self._debugger is not None and not self._debugger.inside:
             return self._debugger.run(timeout, max_exits)
@@ -189,7 +196,14 @@ class VCPU(
 
     @property
     def exits_left(self) -> int:
-        """What the last run left of its ``max_exits``."""
+        """What the last run left of its ``max_exits``.
+
+        >>> vm.load(kvmpy.asm("out 0x10, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> _ = cpu.run(max_exits=5)
+        >>> cpu.exits_left
+        4
+        """
         left: int = self._shim.exits_left
         return left
 
@@ -208,21 +222,40 @@ class VCPU(
         self, kind: type[_E], *, timeout: float | None = None, max_exits: int | None = None
     ) -> _E:
         """Run, and return the exit if it is of ``kind``; else raise UnexpectedExitError, whose
-        text explains what came instead."""
+        text explains what came instead.
+
+        >>> vm.load(kvmpy.asm("out 0x10, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.expect(kvmpy.IoOut, timeout=60).port
+        16
+        """
         exit = self.run(timeout, max_exits)
         if isinstance(exit, kind):
             return exit
         raise UnexpectedExitError(self.explain(exit), exit)
 
     def explain(self, exit: Exit) -> str:
-        """What an exit means, with the registers, the instruction and the likely cause."""
+        """What an exit means, with the registers, the instruction and the likely cause.
+
+        >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> print(cpu.explain(cpu.run(timeout=60)).splitlines()[0])
+        the guest has no handler for: #UD invalid opcode (vector 6) at 0010:0x1000...
+        """
         from .explain import explain
 
         return explain(self, exit)
 
     def kick(self) -> None:
         """End the run, from any thread, at once: it returns Kicked. If the vCPU is not running,
-        its next run ends before the guest does anything."""
+        its next run ends before the guest does anything.
+
+        >>> vm.load(kvmpy.asm("1: jmp 1b"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.kick()
+        >>> cpu.run()
+        Kicked(signal=0)
+        """
         self._open()
         _lib.shim_kick(self._shim)
 
@@ -326,6 +359,11 @@ class VCPU(
         See :func:`kvmpy.x86.modes.prepare` for the parameters and what is written to guest
         memory. An exception or system call without a handler comes back from :meth:`run` as
         GuestException or UnexpectedSyscall.
+
+        >>> vm.load(kvmpy.asm("mov eax, cs; and eax, 3; ud2"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000, ring=3)
+        >>> cpu.run(timeout=60).name, cpu.regs.rax
+        ('#UD invalid opcode', 3)
         """
         from .x86.modes import prepare
 
@@ -336,7 +374,13 @@ class VCPU(
         self.apply(state)
 
     def apply(self, state: CpuState) -> None:
-        """Set all of a CpuState: SREGS, then MSRs (FS and GS base are in both), FPU, REGS last."""
+        """Set all of a CpuState: SREGS, then MSRs (FS and GS base are in both), FPU, REGS last.
+
+        >>> state = kvmpy.x86.modes.prepare(vm.memory, kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.apply(state)
+        >>> hex(cpu.regs.rip)
+        '0x1000'
+        """
         fd = self._settle(_lib.KVM_SYNC_X86_REGS | _lib.KVM_SYNC_X86_SREGS)
         self._set_sregs(fd, state)
         self.msrs.write(state.msrs)
@@ -364,11 +408,20 @@ class VCPU(
         self._shim.run.cr8 = new.cr8  # what KVM takes at entry if it has no LAPIC
 
     def set_cpuid(self, cpuid: Cpuid) -> None:
-        """KVM_SET_CPUID2, before the first run."""
+        """KVM_SET_CPUID2, before the first run.
+
+        >>> cpu.set_cpuid(cpu.get_cpuid().without("x2apic"))
+        >>> "x2apic" in cpu.get_cpuid()
+        False
+        """
         ioctls.KVM_SET_CPUID2(self.fileno(), cpuid._to_c(), f"{len(cpuid)} leaves")
 
     def get_cpuid(self, entries: int = 256) -> Cpuid:
-        """KVM_GET_CPUID2: what the guest sees."""
+        """KVM_GET_CPUID2: what the guest sees.
+
+        >>> "lm" in cpu.get_cpuid()
+        True
+        """
         table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
         table.nent = entries
         ioctls.KVM_GET_CPUID2(self.fileno(), table, f"{entries} entries")
@@ -376,7 +429,11 @@ class VCPU(
 
     @property
     def cpuid(self) -> Cpuid:
-        """CPUID as this vCPU shows it: ``cpu.cpuid[1].ecx``. Assigning is :meth:`set_cpuid`."""
+        """CPUID as this vCPU shows it: ``cpu.cpuid[1].ecx``. Assigning is :meth:`set_cpuid`.
+
+        >>> cpu.cpuid[0].eax > 0
+        True
+        """
         return self.get_cpuid()
 
     @cpuid.setter
@@ -384,13 +441,20 @@ class VCPU(
         self.set_cpuid(cpuid)
 
     def nmi(self) -> None:
-        """KVM_NMI: queue a non-maskable interrupt."""
+        """KVM_NMI: queue a non-maskable interrupt.
+
+        >>> cpu.nmi()
+        """
         ioctls.KVM_NMI(self.fileno())
 
     def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: queue an external interrupt, in a VM without in-kernel irqchip.
 
         ``vector`` 0..255. The guest must be ready for it: RFLAGS.IF set, none queued.
+
+        >>> cpu.interrupt(0x20)
+        >>> cpu.events.interrupt.nr
+        32
         """
         request = _ffi.new("struct kvm_interrupt *", {"irq": vector})
         ioctls.KVM_INTERRUPT(self.fileno(), request, f"vector {vector}")
@@ -411,7 +475,12 @@ class VCPU(
     # -- statistics
 
     def measure(self, on: bool = True) -> None:
-        """Have :attr:`run_stats` tell times as well as counts; costs two clock readings an exit."""
+        """Have :attr:`run_stats` tell times as well as counts; costs two clock readings an exit.
+
+        >>> cpu.measure()
+        >>> cpu.run_stats.guest_ns
+        0
+        """
         self._open()
         self._shim.timing = on
 
@@ -426,7 +495,13 @@ class VCPU(
 
     @property
     def run_stats(self) -> RunStats:
-        """Exits by reason so far; their times too, from :meth:`measure` on."""
+        """Exits by reason so far; their times too, from :meth:`measure` on.
+
+        >>> vm.load(kvmpy.asm("out 0x10, al; hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> [type(exit).__name__ for _, exit in zip(range(2), cpu)], cpu.run_stats["IO"]
+        (['IoOut', 'Hlt'], 1)
+        """
         shim = self._shim
         counts = _ffi.unpack(shim.exits, _lib.SHIM_EXIT_REASONS)
         times = _ffi.unpack(shim.handling_ns, _lib.SHIM_EXIT_REASONS)
@@ -439,17 +514,30 @@ class VCPU(
             raise ClosedError("the vCPU is closed")
 
     def fileno(self) -> int:
-        """The vCPU's descriptor. Raises ClosedError after close()."""
+        """The vCPU's descriptor. Raises ClosedError after close().
+
+        >>> kvmpy.ioctls.KVM_GET_REGS(cpu.fileno(), bytearray(144))
+        0
+        """
         self._open()
         return self._fd
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() was called.
+
+        >>> cpu.closed
+        False
+        """
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the vCPU. A run in another thread ends with ClosedError first."""
+        """Close the vCPU. A run in another thread ends with ClosedError first.
+
+        >>> cpu.close()
+        >>> cpu
+        <VCPU 0, closed>
+        """
         fd, self._fd = self._fd, -1
         if fd < 0:
             return

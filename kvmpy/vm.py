@@ -35,19 +35,22 @@ if TYPE_CHECKING:
 _lib, _ffi = _native.lib, _native.ffi
 
 _supported_cpuid: list[Cpuid] = []
-_host_cpuids: dict[tuple[int, int, bool], Cpuid] = {}
+_host_cpuids: dict[tuple[int, bool], Cpuid] = {}
 
 
-def host_cpuid(kvm: KVM, vcpu_id: int, vcpus: int, lapic: bool) -> Cpuid:
-    """All that KVM supports, made that of vCPU ``vcpu_id`` of ``vcpus``.
+def host_cpuid(kvm: KVM, vcpu_id: int, lapic: bool) -> Cpuid:
+    """All that KVM supports, made vCPU ``vcpu_id``'s own.
 
-    KVM is asked once per process, and a table is made once per vCPU.
+    KVM is asked once per process, and a table is made once per id.
+
+    >>> kvmpy.vm.host_cpuid(kvm, 3, lapic=True)[1].ebx >> 24
+    3
     """
     if not _supported_cpuid:
         _supported_cpuid.append(kvm.supported_cpuid())
-    key = vcpu_id, vcpus, lapic
+    key = vcpu_id, lapic
     if key not in _host_cpuids:
-        _host_cpuids[key] = _supported_cpuid[0].for_vcpu(vcpu_id, vcpus, lapic=lapic)
+        _host_cpuids[key] = _supported_cpuid[0].for_vcpu(vcpu_id, lapic=lapic)
     return _host_cpuids[key]
 
 
@@ -135,7 +138,12 @@ class VM(
     # -- memory
 
     def load(self, data: Buffer, at: int) -> None:
-        """Write ``data`` to guest memory at guest physical address ``at``."""
+        """Write ``data`` to guest memory at guest physical address ``at``.
+
+        >>> vm.load(kvmpy.asm("hlt"), at=0x1000)
+        >>> vm.memory.read(0x1000, 1).hex()
+        'f4'
+        """
         self.memory.write(at, data)
 
     # -- vCPUs
@@ -149,6 +157,9 @@ class VM(
         this process may not use it.
         ``cpuid``: what CPUID shows: "host" for all that KVM supports, made this vCPU's own; a
         Cpuid table; or None to leave it unset.
+
+        >>> vm.vcpu().id, vm.vcpu(id=5).id
+        (0, 5)
         """
         vcpu_id = len(self._vcpus) if id is None else id
         if pin is not None:
@@ -158,7 +169,7 @@ class VM(
         if isinstance(cpuid, str):
             if cpuid != "host":
                 raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
-            cpuid = host_cpuid(self._kvm, vcpu_id, 1, self.has_irqchip)
+            cpuid = host_cpuid(self._kvm, vcpu_id, self.has_irqchip)
         vcpu = VCPU(self, vcpu_id, pin)
         # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
         if cpuid is not None:
@@ -168,19 +179,31 @@ class VM(
 
     @property
     def vcpus(self) -> list[VCPU]:
-        """The vCPUs that are still held."""
+        """The vCPUs that are still held.
+
+        >>> cpu in vm.vcpus
+        True
+        """
         return [vcpu for ref in self._vcpus if (vcpu := ref()) is not None]
 
     # -- ioctls
 
     def fileno(self) -> int:
-        """The VM's descriptor. Raises ClosedError after close()."""
+        """The VM's descriptor. Raises ClosedError after close().
+
+        >>> kvmpy.ioctls.KVM_CHECK_EXTENSION(vm.fileno(), 0)
+        1
+        """
         if self._fd < 0:
             raise ClosedError("this VM is closed")
         return self._fd
 
     def check_extension(self, capability: int | str) -> int:
-        """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says."""
+        """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says.
+
+        >>> vm.check_extension("KVM_CAP_USER_MEMORY")
+        1
+        """
         number = capabilities.number(capability)
         return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
 
@@ -188,11 +211,20 @@ class VM(
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() was called.
+
+        >>> vm.closed
+        False
+        """
         return self._fd < 0
 
     def close(self) -> None:
-        """End the vCPUs, then the VM, then its memory (unless the caller made it)."""
+        """End the vCPUs, then the VM, then its memory (unless the caller made it).
+
+        >>> vm.close()
+        >>> vm
+        <VM, closed>
+        """
         try:
             for vcpu in self.vcpus:
                 vcpu.close()

@@ -18,12 +18,18 @@ from typing import Any
 
 import kvmpy
 
-#: Not an interface for scripts: the command line, and rooms' insides behind kvmpy.boot.load() and
-#: the commands info and doctor.
+#: Not an interface for scripts: the command line, what stands behind methods of public classes,
+#: and rooms' insides behind kvmpy.boot.load() and the commands info and doctor.
 _LEFT_OUT = (
-    *("kvmpy.__main__", "kvmpy._native", "kvmpy.cli", "kvmpy.boot.", "kvmpy.pytest_plugin"),
+    *("kvmpy.__main__", "kvmpy._native", "kvmpy.boot.", "kvmpy.cli", "kvmpy.pytest_plugin"),
+    *("kvmpy.cpuid_diff", "kvmpy.cpuid_edit", "kvmpy.cpuid_topology", "kvmpy.slots"),
     *("kvmpy.host.doctor", "kvmpy.host.info", "kvmpy.host.modes", "kvmpy.host.system"),
+    *("kvmpy.machine.console", "kvmpy.machine.pc", "kvmpy.state.codec", "kvmpy.state.host"),
+    *("kvmpy.state.msr_list", "kvmpy.state.reset", "kvmpy.state.transfer"),
 )
+_INSIDES = ("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge")
+#: Of cffi's structures, which do not leave the package.
+_FOR_C = ("from_c", "fill", "to_c")
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -86,6 +92,8 @@ def public_members() -> Iterator[tuple[str, Any]]:
         for name, value in vars(module).items():
             if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
                 continue
+            if f"{module.__name__}.{name}" in _INSIDES:
+                continue
             if inspect.isfunction(value):
                 yield f"{module.__name__}.{name}", value
             elif inspect.isclass(value) and not getattr(value, "_is_protocol", False):
@@ -94,7 +102,7 @@ def public_members() -> Iterator[tuple[str, Any]]:
 
 def _methods(kind: type, path: str) -> Iterator[tuple[str, Any]]:
     for name, value in vars(kind).items():
-        if name.startswith("_"):
+        if name.startswith("_") or name in _FOR_C:
             continue
         if isinstance(value, (staticmethod, classmethod)):
             yield f"{path}.{name}", value.__func__

@@ -67,11 +67,14 @@ def detect(image: BytesLike) -> str:
     """The format that `load` chooses for `image` from its content.
 
     In this order: vmlinux (ELF64 linked as Linux is) and bzImage are "linux"; a Multiboot header
-    makes it "multiboot"; a PVH note in any other ELF file "pvh", no note "elf"; all else is "flat".
+    makes it "elf"; a PVH note in any other ELF file "pvh", no note "elf"; all else is "flat".
     A vmlinux that also has a PVH note is started by that only if `format="pvh"` says so.
 
     Raises:
         ImageError: empty, malformed ELF, or a kind of file that is known not to be bootable here.
+
+    >>> kvmpy.boot.detect(kvmpy.guests.load("demo.elf"))
+    'elf'
     """
     with ExitStack() as opened:
         return _detect(_open(image, "the image", opened))
@@ -131,6 +134,10 @@ def load(
         ImageError: anything wrong with image, initrd, modules or command line; the message names
             the field, its value and the limit.
         ClosedError: the guest memory is closed.
+
+    >>> loaded = kvmpy.boot.load(kvmpy.asm("hlt", bits=16), memory, format="flat")
+    >>> hex(loaded.entry.rip)
+    '0x7c00'
     """
     if memory.closed:
         raise ClosedError("the guest memory is closed")

@@ -95,7 +95,11 @@ _HIGHEST_RANGE = 0x100  # leaves of a range: what claims more is not a CPUID ran
 def every_leaf(
     read: Callable[[int, int], Registers] = cpuid,
 ) -> Iterator[tuple[tuple[int, int], Registers]]:
-    """All leaves of this CPU: (function, index) and the registers. ``read`` gives one leaf."""
+    """All leaves of this CPU: (function, index) and the registers. ``read`` gives one leaf.
+
+    >>> (0, 0) in dict(kvmpy.host.cpu.every_leaf())
+    True
+    """
     ranges = [0, 0x8000_0000]
     if read(1, 0)[2] & _HYPERVISOR:
         ranges.insert(1, 0x4000_0000)

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from .. import exits
@@ -23,7 +22,7 @@ from ..boot.files import content
 from ..errors import ClosedError, StillRunningError
 from ..exits import Exit
 from ..stats import RunStats
-from ..vm import VM, host_cpuid
+from ..vm import VM
 from ..x86.modes import Mode
 from .console import Console
 from .expect import ScriptConsole
@@ -51,7 +50,6 @@ _WITH_TABLES = ("linux", "pvh")
 #: IA32_MTRR_DEF_TYPE as firmware leaves it: MTRRs on, write-back everywhere.
 _MTRR_DEF_TYPE, _MTRR_WRITE_BACK = 0x2FF, 0x806
 _RNG_SEED = 32
-_TSC_DEADLINE = 1 << 24  # CPUID leaf 1, ECX
 
 
 class Machine:
@@ -150,27 +148,22 @@ class Machine:
             undo.pop_all()
 
     def _make_cpus(self, count: int, changes: str, pins: Sequence[int | None]) -> tuple[VCPU, ...]:
-        tables = [self._cpuid(number, count, changes) for number in range(count)]
+        table, lapic = self._host_cpuid(changes), self.vm.has_irqchip
         cpus = tuple(
-            self.vm.vcpu(number, pin=pin, cpuid=table)
-            for number, (pin, table) in enumerate(zip(pins, tables, strict=True))
+            self.vm.vcpu(number, pin=pin, cpuid=table.for_vcpu(number, count, lapic=lapic))
+            for number, pin in enumerate(pins)
         )
         if self.vm.has_irqchip:  # a kernel; others expect the CPU as it comes out of reset
             for cpu in cpus:
                 cpu.msrs[_MTRR_DEF_TYPE] = _MTRR_WRITE_BACK
         return cpus
 
-    def _cpuid(self, number: int, count: int, changes: str) -> Cpuid:
+    def _host_cpuid(self, changes: str) -> Cpuid:
+        """What this host can give, with the changes asked for."""
         from ..host.backend import module_name
 
-        vm, lapic = self.vm, self.vm.has_irqchip
-        table = host_cpuid(vm._kvm, number, count, lapic)
-        supported = table
-        if lapic:
-            if vm.check_extension("KVM_CAP_TSC_DEADLINE_TIMER"):
-                # KVM leaves it to us to say so. Without it a kernel has to measure the timer.
-                leaf = table[1]
-                table = supported = table.with_leaf(replace(leaf, ecx=leaf.ecx | _TSC_DEADLINE))
+        supported = table = self.vm._kvm.supported_cpuid()
+        if self.vm.has_irqchip:
             table, self.masked = table.for_module(module_name())
         return table.mask(changes, supported) if changes else table
 

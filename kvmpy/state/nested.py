@@ -66,18 +66,33 @@ class NestedState:
 
     @property
     def flags(self) -> int:
-        """KVM_STATE_NESTED_*, as in ``kvmpy.state.nested.FLAGS``."""
+        """KVM_STATE_NESTED_*, as in ``kvmpy.state.nested.FLAGS``.
+
+        >>> raw = (256 | 1 << 16 | 128 << 32).to_bytes(8, "little") + bytes(120)
+        >>> kvmpy.state.NestedState(raw).flags
+        256
+        """
         return int(_ffi.from_buffer("uint16_t[]", self.data[:2])[0])
 
     @property
     def format(self) -> str:
-        """ "VMX" or "SVM", or the number of another format."""
+        """ "VMX" or "SVM", or the number of another format.
+
+        >>> raw = (256 | 1 << 16 | 128 << 32).to_bytes(8, "little") + bytes(120)
+        >>> kvmpy.state.NestedState(raw).format
+        'SVM'
+        """
         number = int.from_bytes(self.data[2:4], "little")
         return _FORMATS.get(number, str(number))
 
     @property
     def header(self) -> VmxHeader | SvmHeader | None:
-        """The vendor's part of the header; None for a format that is not known here."""
+        """The vendor's part of the header; None for a format that is not known here.
+
+        >>> raw = (256 | 1 << 16 | 128 << 32).to_bytes(8, "little") + bytes(120)
+        >>> kvmpy.state.NestedState(raw).header.vmcb_pa
+        0
+        """
         keep = self.data  # what the structure below points into
         header = _ffi.cast(_C, _ffi.from_buffer(keep)).hdr
         if self.format == "VMX":
@@ -91,16 +106,32 @@ class NestedState:
 
     @property
     def is_guest_mode(self) -> bool:
-        """Whether the guest hypervisor's own guest was running."""
+        """Whether the guest hypervisor's own guest was running.
+
+        >>> raw = (256 | 1 << 16 | 128 << 32).to_bytes(8, "little") + bytes(120)
+        >>> kvmpy.state.NestedState(raw).is_guest_mode
+        False
+        """
         return bool(self.flags & 1)
 
     def to_json(self) -> dict[str, Any]:
-        """The bytes as hex."""
+        """The bytes as hex.
+
+        >>> raw = (256 | 1 << 16 | 128 << 32).to_bytes(8, "little") + bytes(120)
+        >>> sorted(kvmpy.state.NestedState(raw).to_json())
+        ['data']
+        """
         return {"data": self.data.hex()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NestedState:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        >>> raw = (256 | 1 << 16 | 128 << 32).to_bytes(8, "little") + bytes(120)
+        >>> state = kvmpy.state.NestedState(raw)
+        >>> kvmpy.state.NestedState.from_json(state.to_json()) == state
+        True
+        """
         return cls(bytes.fromhex(data["data"]))
 
     def __repr__(self) -> str:

@@ -137,7 +137,7 @@ def _against(cpu: VCPU, state: VcpuState, shown: Cpuid) -> Differences:
     if state.cpuid != shown:
         # What the vCPU shows counts too: kvm_pvm shows more than it says it supports.
         found += missing_features(
-            state.cpuid, host_cpuid(cpu.vm._kvm, cpu.id, 1, cpu.has_lapic), shown
+            state.cpuid, host_cpuid(cpu.vm._kvm, cpu.id, cpu.has_lapic), shown
         )
     _note(found, "lapic", state.lapic is not None, cpu.has_lapic)
     if state.lapic is not None:  # whose APIC id is KVM's number in x2APIC mode

@@ -1,7 +1,7 @@
-"""The docstrings' examples that need no KVM."""
+"""The docstrings' examples that need no KVM; and that every public method has one."""
 
 import pytest
-from doctests import cases, run
+from doctests import cases, public_members, run
 
 CASES = cases(kvm=False)
 
@@ -10,3 +10,9 @@ CASES = cases(kvm=False)
 def test_example(example):
     """It prints what it says."""
     run(example)
+
+
+def test_every_public_method_has_an_example():
+    """Whoever reads help() finds a line that works."""
+    missing = [name for name, member in public_members() if ">>>" not in (member.__doc__ or "")]
+    assert missing == []
