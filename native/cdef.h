@@ -80,6 +80,15 @@ struct virtio_device { struct shim_device device; ...; };
 struct virtio_device *shim_virtio_rng_new(void);
 struct virtio_device *shim_virtio_blk_new(int fd, uint64_t sectors, bool read_only,
                                           const char *serial);
+struct virtio_device *shim_virtio_net_new(int fd, const uint8_t *mac);
+struct virtio_device *shim_virtio_console_new(int fd, uint64_t keep, uint16_t columns,
+                                              uint16_t rows);
+unsigned shim_virtio_console_receive(struct virtio_device *device, const uint8_t *data,
+                                     unsigned length, int space_eventfd);
+unsigned shim_virtio_console_backlog(struct virtio_device *device);
+void shim_virtio_console_redirect(struct virtio_device *device, int fd, uint64_t keep);
+int shim_virtio_console_flush(struct virtio_device *device, int64_t timeout_ns);
+void shim_virtio_console_resize(struct virtio_device *device, uint16_t columns, uint16_t rows);
 int shim_virtio_start(struct virtio_device *device, const struct virtio_region *regions,
                       unsigned count);
 int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_region *regions,

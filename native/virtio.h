@@ -4,7 +4,7 @@
  *   virtqueue.c      split rings: what the driver offers, checked; what the device hands back
  *   virtio_mmio.c    the register file, as a shim_device: vCPU exits to it never leave C
  *   virtio_worker.c  one thread per device, its eventfds, start and stop
- *   virtio_rng.c, virtio_blk.c ...  the devices
+ *   virtio_rng.c, virtio_blk.c, virtio_net.c, virtio_console.c  the devices
  *
  * A device is a struct that begins with a struct virtio_device and fills in its operations,
  * features, queues and config space:
@@ -195,13 +195,17 @@ void virtio_init(struct virtio_device *device, const struct virtio_ops *ops, uin
  * virtqueue_push: the chain is done, `written` bytes of its writable part are filled from the
  * front. The driver sees nothing before virtqueue_publish(), which interrupts it if it wants that.
  * virtqueue_quiet, virtqueue_listen: notifications are of no use now, are wanted again; the latter
- * returns true when chains came in between: nobody will notify of these. */
+ * returns true when chains came in between: nobody will notify of these.
+ * virtqueue_empty: there is nothing to pop.
+ * virtqueue_kick: have the worker call ops->notify, as if the driver had notified. */
 int virtqueue_pop(struct virtqueue *queue, struct virtio_chain *chain, struct iovec *iov,
 		  unsigned capacity);
 void virtqueue_push(struct virtqueue *queue, const struct virtio_chain *chain, uint32_t written);
 void virtqueue_publish(struct virtqueue *queue);
 void virtqueue_quiet(struct virtqueue *queue);
 bool virtqueue_listen(struct virtqueue *queue);
+bool virtqueue_empty(struct virtqueue *queue);
+void virtqueue_kick(struct virtqueue *queue);
 
 /* The front of the readable part, copied; those bytes leave the chain. False: it is shorter. */
 bool virtio_chain_read(struct virtio_chain *chain, void *data, uint32_t size);
@@ -245,7 +249,6 @@ static inline void virtio_count(_Atomic uint64_t *counter, uint64_t n)
 bool virtqueue_start(struct virtqueue *queue, const char **problem);
 void virtqueue_stop(struct virtqueue *queue);
 void virtqueue_reset(struct virtqueue *queue);
-void virtqueue_kick(struct virtqueue *queue);
 void virtio_signal(int eventfd);
 void virtio_reset(struct virtio_device *device);
 void virtio_interrupt(struct virtio_device *device, uint32_t cause);
@@ -257,6 +260,15 @@ int virtio_mmio_access(struct shim_device *shim, struct shim_vcpu *vcpu, uint64_
 struct virtio_device *shim_virtio_rng_new(void);
 struct virtio_device *shim_virtio_blk_new(int fd, uint64_t sectors, bool read_only,
 					  const char *serial);
+struct virtio_device *shim_virtio_net_new(int fd, const uint8_t *mac);
+struct virtio_device *shim_virtio_console_new(int fd, uint64_t keep, uint16_t columns,
+					      uint16_t rows);
+unsigned shim_virtio_console_receive(struct virtio_device *device, const uint8_t *data,
+				     unsigned length, int space_eventfd);
+unsigned shim_virtio_console_backlog(struct virtio_device *device);
+void shim_virtio_console_redirect(struct virtio_device *device, int fd, uint64_t keep);
+int shim_virtio_console_flush(struct virtio_device *device, int64_t timeout_ns);
+void shim_virtio_console_resize(struct virtio_device *device, uint16_t columns, uint16_t rows);
 
 /* Start: regions sorted by gpa, mapped until shim_virtio_stop() has returned. Stop: the device is
  * reset, and its worker and eventfds are gone. Both from any thread, and stop as often as one

@@ -197,6 +197,11 @@ static bool look(struct virtqueue *queue)
 	return queue->seen_avail != queue->next_avail;
 }
 
+bool virtqueue_empty(struct virtqueue *queue)
+{
+	return !queue->ready || !look(queue);
+}
+
 static int pop_failed(struct virtqueue *queue, const char *problem)
 {
 	virtio_fail(queue->device, queue, problem);

@@ -5,8 +5,10 @@
  */
 #define _GNU_SOURCE /* memfd_create */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -26,6 +28,8 @@
 static uint8_t *low, *high;
 static struct virtio_region regions[2];
 static struct virtio_device *device;
+static int wire = -1; /* the other end of a back end that is a socket */
+static bool is_console;
 
 /* ------------------------------------------------------------------ a driver */
 
@@ -60,25 +64,30 @@ static void bring_up(uint32_t features)
 	put(VIRTIO_MMIO_STATUS, 11);
 	CHECK_EQUAL(get(VIRTIO_MMIO_STATUS), 11);
 	memset(low, 0, BUFFER);
-	put(VIRTIO_MMIO_QUEUE_SEL, 0);
-	put(VIRTIO_MMIO_QUEUE_NUM, SIZE);
-	put(VIRTIO_MMIO_QUEUE_DESC_LOW, DESC);
-	put(VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAIL);
-	put(VIRTIO_MMIO_QUEUE_USED_LOW, USED);
-	put(VIRTIO_MMIO_QUEUE_READY, 1);
-	CHECK_EQUAL(get(VIRTIO_MMIO_QUEUE_READY), 1);
+	/* All queues in the same place: what one is offered, the next is too. */
+	for (unsigned i = 0; i < device->queues; i++) {
+		put(VIRTIO_MMIO_QUEUE_SEL, i);
+		put(VIRTIO_MMIO_QUEUE_NUM, SIZE);
+		put(VIRTIO_MMIO_QUEUE_DESC_LOW, DESC);
+		put(VIRTIO_MMIO_QUEUE_AVAIL_LOW, AVAIL);
+		put(VIRTIO_MMIO_QUEUE_USED_LOW, USED);
+		put(VIRTIO_MMIO_QUEUE_READY, 1);
+		CHECK_EQUAL(get(VIRTIO_MMIO_QUEUE_READY), 1);
+	}
 	put(VIRTIO_MMIO_STATUS, 15);
 }
 
 /* Once the worker has taken the notification, changing a queue waits until it is done with it. */
 static void settle(void)
 {
-	uint64_t notifications = atomic_load(&device->statistics.notifications);
+	for (unsigned i = 0; i < device->queues; i++) {
+		uint64_t notifications = atomic_load(&device->statistics.notifications);
 
-	put(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
-	while (atomic_load(&device->statistics.notifications) == notifications)
-		usleep(10);
-	put(VIRTIO_MMIO_QUEUE_READY, 2);
+		put(VIRTIO_MMIO_QUEUE_NOTIFY, i);
+		while (atomic_load(&device->statistics.notifications) == notifications)
+			usleep(10);
+		put(VIRTIO_MMIO_QUEUE_READY, 2);
+	}
 }
 
 /* ------------------------------------------------------------------ chance */
@@ -159,10 +168,29 @@ static void likely_requests(void)
 	avail->idx = SIZE / 3;
 }
 
+/* Frames or input come in, and what came out is taken, or not. */
+static void use_wire(void)
+{
+	static uint8_t data[70000];
+	unsigned size = ONE_OF(1, 12, 26, 60, 1526, any() % 2000, 65565, 65566, sizeof(data));
+
+	if (is_console)
+		shim_virtio_console_receive(device, data, size, -1);
+	if (wire >= 0 && any() % 2)
+		send(wire, data, size, MSG_DONTWAIT);
+	for (unsigned i = any() % 64; wire >= 0 && i; i--)
+		if (recv(wire, data, sizeof(data), MSG_DONTWAIT) < 0)
+			break;
+	if (is_console && any() % 8 == 0)
+		shim_virtio_console_flush(device, 100000);
+}
+
 static void any_rings(unsigned rounds)
 {
 	for (unsigned i = 0; i < rounds; i++) {
-		bring_up(device->features & ONE_OF(0, 1u << 28, 1u << 29, UINT32_MAX));
+		use_wire();
+		bring_up(device->features &
+			 ONE_OF(0, 1u << 28, 1u << 29, 1u << 15, UINT32_MAX & ~(1u << 28), UINT32_MAX));
 		if (any() % 2)
 			random_rings();
 		else
@@ -254,6 +282,44 @@ static void with_device(struct virtio_device *made, unsigned rounds)
 	shim_virtio_free(device);
 }
 
+/* A back end whose other end is `wire`. */
+static int new_wire(int type)
+{
+	int ends[2];
+
+	CHECK(!socketpair(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends));
+	wire = ends[0];
+	return ends[1];
+}
+
+static void close_wire(void)
+{
+	close(wire);
+	wire = -1;
+}
+
+static void with_network(unsigned rounds)
+{
+	int fd = new_wire(SOCK_SEQPACKET);
+
+	with_device(shim_virtio_net_new(fd, (const uint8_t *)"\x52\x54\0kvm"), rounds);
+	close_wire();
+}
+
+static void with_console(unsigned rounds)
+{
+	int pipes[2], memory = memfd_create("output", MFD_CLOEXEC);
+
+	is_console = true;
+	with_device(shim_virtio_console_new(memory, 4096, 80, 25), rounds);
+	with_device(shim_virtio_console_new(new_wire(SOCK_STREAM), 0, 80, 25), rounds);
+	close_wire();
+	CHECK(!pipe2(pipes, O_CLOEXEC));
+	close(pipes[0]); /* nobody reads */
+	with_device(shim_virtio_console_new(pipes[1], 0, 80, 25), rounds);
+	is_console = false;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned rounds = argc > 1 ? atoi(argv[1]) : 2000;
@@ -271,6 +337,8 @@ int main(int argc, char **argv)
 	with_device(shim_virtio_blk_new(reader, SECTORS, true, "read-only"), rounds);
 	regions[1].read_only = false;
 	with_device(shim_virtio_blk_new(disk, SECTORS, false, "twenty characters ok"), rounds);
+	with_network(rounds);
+	with_console(rounds);
 	free(low);
 	free(high);
 	puts("virtio: ok");
