@@ -1,6 +1,5 @@
 """The console device, driven as a guest would."""
 
-import errno
 import hashlib
 import os
 import pty
@@ -8,6 +7,8 @@ import random
 import socket
 import threading
 import tty
+from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import virtio_driver as v
@@ -37,10 +38,8 @@ def pipe():
     reader, writer = os.pipe()
     yield reader, writer
     for fd in (reader, writer):
-        try:
+        with suppress(OSError):  # the test did
             os.close(fd)
-        except OSError as error:
-            assert error.errno == errno.EBADF, error
 
 
 class Terminal(Driver):
@@ -96,7 +95,7 @@ class Terminal(Driver):
     def prepare(self, data, *cuts, at=TX_DATA):
         self.memory.write(at, data)
         edges = [0, *cuts, len(data)]
-        return self.tx.add(*[(at + a, b - a, 0) for a, b in zip(edges, edges[1:], strict=False)])
+        return self.tx.add(*[(at + a, b - a, 0) for a, b in pairwise(edges)])
 
     def write(self, data, *cuts):
         """Returns when the device is done with it."""

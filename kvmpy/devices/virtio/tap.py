@@ -1,7 +1,8 @@
-"""Tap interfaces: how the host's network reaches a guest (Linux Documentation/networking/tuntap.rst).
+"""Tap interfaces: the host's side of a guest's network card.
 
 A tap's descriptor gives one frame a read and takes one a write, here each behind the header that
 says what is left to do about checksums and segmentation (``struct virtio_net_hdr_v1``).
+Source: Linux, "Universal TUN/TAP device driver".
 """
 
 from __future__ import annotations
