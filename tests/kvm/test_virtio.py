@@ -2,11 +2,12 @@
 by irqfd."""
 
 import os
+import socket
 
 import pytest
 
 import kvmpy
-from kvmpy.devices.virtio import Block, Rng
+from kvmpy.devices.virtio import Block, Net, Rng, VirtioConsole
 
 BASE, GSI, VECTOR = 0xD000_0000, 5, 0x25
 CODE, HANDLER, COUNTER = 0x1000, 0x3000, 0x4000
@@ -26,13 +27,13 @@ def put(register, value):
     return f"mov dword ptr [rbx+{register}], {value}"
 
 
-def bring_up(features_low=0):
+def bring_up(features_low=0, queue=0):
     """As VIRTIO 1.2, "3.1.1 Driver Requirements: Device Initialization", says. Ends with jumps to
     `bad` when the device does not agree. RBX: the registers."""
     steps = [f"mov ebx, {BASE}", "cmp dword ptr [rbx], 0x74726976; jne bad",
              "cmp dword ptr [rbx+4], 2; jne bad", put(0x70, 0), put(0x70, 1), put(0x70, 3),
              put(0x24, 0), put(0x20, features_low), put(0x24, 1), put(0x20, 1), put(0x70, 11),
-             "test dword ptr [rbx+0x70], 8; je bad", put(0x30, 0),
+             "test dword ptr [rbx+0x70], 8; je bad", put(0x30, queue),
              f"cmp dword ptr [rbx+0x34], {SIZE}; jb bad", put(0x38, SIZE)]  # fmt: skip
     for register, gpa in ((0x80, DESC), (0x90, AVAIL), (0xA0, USED)):
         steps += [put(register, gpa), put(register + 4, 0)]
@@ -57,6 +58,7 @@ def table(*rows):
 OFFER = f"""
     inc r12d; mov word ptr [{AVAIL + 2}], r12w; mov dword ptr [rbx+0x50], 0
 """
+OFFER_TO_SECOND = OFFER.replace("[rbx+0x50], 0", "[rbx+0x50], 1")
 BAD = "bad: mov al, 0xee; out 0x11, al; hlt"
 
 #: Counts causes, acknowledges, tells the PIC.
@@ -178,6 +180,61 @@ def test_block(machine, tmp_path):
         assert machine.memory.read(BUFFER, 512) == content[3 * 512 : 4 * 512]
         assert block.statistics.bytes_in == block.statistics.bytes_out == 512
     assert path.read_bytes()[5 * 512 : 6 * 512] == content[3 * 512 : 4 * 512]
+
+
+#: Offers one buffer to a queue and waits until it is back.
+ONE_REQUEST = f"""
+    {{table}}; {{bring_up}}; xor r12d, r12d; mov al, 1; out 0x11, al; {{offer}}
+1:  pause; cmp word ptr [{USED + 2}], r12w; jne 1b
+    mov al, 2; out 0x11, al; hlt
+    {BAD}
+"""
+
+
+def one_request(queue):
+    offer = OFFER_TO_SECOND if queue else OFFER
+    return ONE_REQUEST.replace("{bring_up}", bring_up(queue=queue)).replace("{offer}", offer)
+
+
+def test_console_output(machine):
+    with VirtioConsole() as console:
+        console.connect(machine, BASE, GSI)
+        machine.memory.write(BUFFER, b"Hello, hvc0\n")
+        cpu = launch(machine, one_request(1), table((BUFFER, 12, 0, 0)))
+        assert signal(cpu) == 1
+        assert signal(cpu) == 2
+        assert console.output == b"Hello, hvc0\n"
+
+
+def test_console_input(machine):
+    with VirtioConsole() as console:
+        console.connect(machine, BASE, GSI)
+        assert console.receive(b"root\n") == 5
+        cpu = launch(machine, one_request(0), table((BUFFER, 64, 2, 0)))
+        assert signal(cpu) == 1
+        assert signal(cpu) == 2
+        assert machine.memory.read(BUFFER, 6) == b"root\n\0"
+        assert machine.memory.read(USED + 8, 4) == b"\x05\0\0\0"
+
+
+def test_net_between_two_guests():
+    """One sends, the other receives; a socket pair is the wire."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ends[0], ends[1], kvmpy.VM("4M") as left, kvmpy.VM("4M") as right:
+        frame = b"\xff" * 6 + bytes.fromhex("020000000001 88b5") + b"from the left"
+        with Net(ends[0].fileno()) as sender, Net(ends[1].fileno()) as receiver:
+            sender.connect(left, BASE)
+            receiver.connect(right, BASE)
+            waiting = launch(right, one_request(0), table((BUFFER, 1526, 2, 0)))
+            assert signal(waiting) == 1
+            left.memory.write(BUFFER, bytes(12) + frame)
+            sending = launch(left, one_request(1), table((BUFFER, 12 + len(frame), 0, 0)))
+            assert signal(sending) == 1
+            assert signal(sending) == 2
+            assert signal(waiting) == 2
+            received = right.memory.read(BUFFER, 12 + len(frame))
+            assert received == bytes(10) + b"\1\0" + frame
+            assert sender.statistics.bytes_out == receiver.statistics.bytes_in == len(frame)
 
 
 def test_hostile_guest(machine):
