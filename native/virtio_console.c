@@ -271,7 +271,7 @@ unsigned shim_virtio_console_backlog(struct virtio_device *device)
 
 static void set_fd(struct console *console, int fd, uint64_t keep)
 {
-	struct stat status;
+	struct stat status = { 0 };
 
 	console->fd = fd;
 	console->keep = keep;

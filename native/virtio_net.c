@@ -119,7 +119,8 @@ static bool merges(const struct net *net)
 	return virtio_has(&net->virtio, VIRTIO_NET_F_MRG_RXBUF);
 }
 
-static bool take_buffer(struct net *net)
+/* As virtqueue_pop(). */
+static int take_buffer(struct net *net)
 {
 	struct virtio_chain chain;
 	int result = virtqueue_pop(net->rx, &chain, net->rx_iov + net->pieces,
@@ -128,37 +129,38 @@ static bool take_buffer(struct net *net)
 	if (result == -ENOBUFS && !net->buffers)
 		virtio_fail(&net->virtio, net->rx, "a receive buffer has too many pieces");
 	if (result <= 0)
-		return false;
+		return result;
 	if (chain.readable || chain.writable_bytes < HEADER) {
 		virtio_fail(&net->virtio, net->rx, "a receive buffer without room for the header");
-		return false;
+		return -EPROTO;
 	}
 	net->buffer[net->buffers++] = (struct buffer){
 		chain.head, chain.writable, chain.writable_bytes,
 	};
 	net->pieces += chain.writable;
 	net->bytes += chain.writable_bytes;
-	return true;
+	return result;
 }
 
 /*
  * Whether there is room for a frame. Its length is not known before it is read, and what does not
  * fit is lost. So with merged buffers there must be enough for the longest; but a driver that has
- * never given that much would wait for ever, and gets what fits.
+ * never given that much would wait for ever, as would one that has no place left here, and these
+ * get what fits.
  */
 static bool has_room(struct net *net)
 {
 	uint32_t enough = merges(net) ? HEADER + FRAME_MOST : 1;
-	bool more = true;
+	int result = 1;
 
-	while (more && net->bytes < enough && net->buffers < QUEUE_SIZE)
-		more = take_buffer(net);
+	while (result > 0 && net->bytes < enough && net->buffers < QUEUE_SIZE)
+		result = take_buffer(net);
 	if (net->bytes > net->most_bytes)
 		net->most_bytes = net->bytes;
 	if (!net->virtio.live || !net->buffers)
 		return false;
-	return net->bytes >= enough || net->most_bytes < enough || net->buffers == QUEUE_SIZE ||
-	       net->pieces == RX_PIECES;
+	return net->bytes >= enough || net->most_bytes < enough || result == -ENOBUFS ||
+	       net->buffers == QUEUE_SIZE;
 }
 
 /* If there is none, the driver's notification brings us back. */

@@ -8,22 +8,19 @@ import socket
 import threading
 import tty
 from contextlib import suppress
-from itertools import pairwise
 
 import pytest
 import virtio_driver as v
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtio_driver import WRITE, Driver
+from virtio_driver import WRITE
+from virtio_terminal import RX, RX_DATA, TX, TX_DATA, Terminal
 
 import kvmpy
 from kvmpy.devices.sink import KEEP_BYTES
 from kvmpy.devices.virtio import VirtioConsole
 from kvmpy.machine import ScriptConsole
 
-RX, TX = 0, 1
-RX_DATA, TX_DATA = 0x20_0000, 0x80_0000
-RX_SIZE = 4096
 MIB = 1 << 20
 
 
@@ -40,71 +37,6 @@ def pipe():
     for fd in (reader, writer):
         with suppress(OSError):  # the test did
             os.close(fd)
-
-
-class Terminal(Driver):
-    """What Linux does: receive buffers of a page, and what is written in one buffer at a time."""
-
-    def __init__(self, console, memory, **options):
-        super().__init__(console, memory, **options)
-        self.rx, self.tx = self.rings
-        self.places = {}
-        self.filled = 0
-
-    def offer(self, *sizes, at=None):
-        if at is None:
-            at = RX_DATA + self.filled % 0x40_0000
-            self.filled += sum(sizes)
-        places, buffers = [], []
-        for size in sizes:
-            places.append((at, size))
-            buffers.append((at, size, WRITE))
-            at += size
-        head = self.rx.add(*buffers)
-        self.places[head] = places
-        return head
-
-    def offer_pages(self, count):
-        for _ in range(count):
-            self.offer(RX_SIZE)
-        self.rx.set_used_event(self.rx.used_idx)
-        self.notify(RX)
-
-    def take_input(self):
-        data = b""
-        for head, length in self.rx.take():
-            places = self.places.pop(head)
-            data += b"".join(self.memory.read(gpa, size) for gpa, size in places)[:length]
-        return data
-
-    def read_input(self, count):
-        """At least ``count`` bytes of input; the buffers are offered again."""
-        data = b""
-        while len(data) < count:
-            taken = len(self.places)
-            data += (new := self.take_input())
-            if new:
-                for _ in range(taken - len(self.places)):
-                    self.offer(RX_SIZE)
-                self.rx.set_used_event(self.rx.used_idx)
-                self.notify(RX)
-            else:
-                assert self.wait_interrupt() in (0, 1)
-        return data
-
-    def prepare(self, data, *cuts, at=TX_DATA):
-        self.memory.write(at, data)
-        edges = [0, *cuts, len(data)]
-        return self.tx.add(*[(at + a, b - a, 0) for a, b in pairwise(edges)])
-
-    def write(self, data, *cuts):
-        """Returns when the device is done with it."""
-        if isinstance(data, int):
-            super().write(data, *cuts)
-            return
-        head = self.prepare(data, *cuts)
-        self.tx.set_used_event(self.tx.used_idx)
-        assert self.complete(queue=TX) == [(head, 0)]
 
 
 @pytest.fixture
@@ -499,7 +431,7 @@ def test_100_mib_both_ways(memory, pipe, size):
                 data = terminal.read_input(1)
                 typed += len(data)
                 got.update(data)
-            elif terminal.tx.chains:
+            elif terminal.tx.chains and not terminal.tx.take():
                 terminal.wait_interrupt()
         for thread in threads:
             thread.join(20)

@@ -12,10 +12,10 @@ from contextlib import ExitStack
 
 import pytest
 import virtio_driver as v
-from test_virtio_net import F_CSUM, F_GUEST_CSUM, F_HOST_TSO4, F_MRG_RXBUF, RX, Card, header
+from virtio_card import F_CSUM, F_GUEST_CSUM, F_HOST_TSO4, F_MRG_RXBUF, RX, Card, header
 
 import kvmpy
-from kvmpy.devices.virtio import Net, tap
+from kvmpy.devices.virtio import Net, NetOptions, parse_net, tap
 
 F_GUEST_TSO4 = 1 << 7
 NEEDS_CSUM, GSO_TCPV4 = 1, 1
@@ -364,3 +364,37 @@ def test_header_that_contradicts_its_frame(bridged, head):
     one.send(tcp_frame(b"next", finished=True))
     assert tcp_payload(next_packet(two)[1]) == b"next"
     assert one.device.statistics.errors == 1
+
+
+# ---------------------------------------------------------------- what is no tap
+
+
+def test_options():
+    assert parse_net("tap=tap0") == NetOptions("tap0", None)
+    assert parse_net(f"mac={MACS[0]},tap=vm-1.2") == NetOptions("vm-1.2", MACS[0])
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("", "expected"), ("tap0", "expected"), ("tap=", "no name of an interface"),
+    ("tap=a,tap=b", "twice"), ("mac=" + MACS[0], "names no tap"), ("tap=a,mtu=9000", "expected"),
+    ("tap=sixteen-letters0", "no name"), ("tap=a/b", "no name"), ("tap=a b", "no name"),
+    ("tap=tap%d", "no name"), ("tap=..", "no name"), ("tap=a,mac=52:54", "no Ethernet address"),
+    ("tap=a,mac=01:00:5e:00:00:01", "odd first byte"), ("tap=a,mac=ff:ff:ff:ff:ff:ff", "odd"),
+    ("tap=a,mac=00:00:00:00:00:00", "no address"), ("tap=a,mac=g2:54:00:12:34:56", "no Ethernet"),
+    ("tap=a,", "expected"), (f"tap=a,mac={MACS[0]}0", "no Ethernet"),
+])  # fmt: skip
+def test_options_that_are_none(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_net(text)
+
+
+def test_descriptor_that_is_no_tap(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    left, right = socket.socketpair()
+    with left, right, open(tmp_path / "file", "wb") as file:
+        for fd in (left.fileno(), file.fileno()):
+            with pytest.raises(ValueError, match="neither a tap's nor a datagram"):
+                Net(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Net(1 << 20)
+    assert len(os.listdir("/proc/self/fd")) == before
