@@ -1,6 +1,6 @@
-"""A guest is stopped in the middle, saved, stepped, and continued in another VM from the same point.
+"""A guest is stopped in the middle, saved, stepped, and continued in another VM.
 
-    python examples/save_and_step.py
+python examples/save_and_step.py
 """
 
 from __future__ import annotations

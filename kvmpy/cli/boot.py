@@ -90,6 +90,15 @@ def _pattern(text: str) -> re.Pattern[bytes]:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
 
 
+def _net(text: str) -> Any:
+    from ..devices.virtio import parse_net
+
+    try:
+        return parse_net(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _disk(text: str) -> tuple[str, bool]:
     path, comma, option = text.rpartition(",")
     if comma and option == "ro":
@@ -113,7 +122,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--disk", action="append", type=_disk, default=[], metavar="FILE[,ro]",
         help="raw image as virtio disk, /dev/vda and on; repeatable",
     )  # fmt: skip
+    add(
+        "--net", action="append", type=_net, default=[], metavar="tap=NAME[,mac=M]",
+        help="virtio network device on a tap of the host; repeatable",
+    )  # fmt: skip
     add("--rng", action="store_true", help="virtio entropy device")
+    add(
+        "--console", choices=("serial", "virtio"), default="serial",
+        help="which of the guest's consoles gets this terminal's input: ttyS0, or hvc0 (added)",
+    )  # fmt: skip
     add(
         "--cpuid", default="", metavar="CHANGES",
         help="features to hide or show: -avx512f,+x2apic (--cpuid=-x for a leading minus)",
@@ -151,14 +168,19 @@ def _image(name: str) -> bytes | str:
 
 
 def _devices(args: argparse.Namespace) -> list[VirtioDevice]:
-    if not (args.disk or args.rng):
+    virtio_console = args.console == "virtio"
+    if not (args.disk or args.net or args.rng or virtio_console):
         return []
-    from ..devices.virtio import Block, Rng
+    from ..devices.virtio import Block, Net, Rng, VirtioConsole
 
     made: list[VirtioDevice] = []
     try:
+        if virtio_console:  # the first, so that _boot() finds it
+            made.append(VirtioConsole(None if args.json or args.expect else sys.stdout.fileno()))
         for path, read_only in args.disk:
             made.append(_opened(Block, path, read_only=read_only))
+        for net in args.net:
+            made.append(_opened(Net, net.tap, mac=net.mac))
         if args.rng:
             made.append(Rng())
     except BaseException:
@@ -238,7 +260,10 @@ def _boot(args: argparse.Namespace) -> int:
         stdin = standard_input()
         if stdin >= 0 and os.isatty(stdin):
             print("kvmpy: Ctrl-] ends the guest", file=sys.stderr)
-        outcome = machine.run(timeout=args.timeout, max_exits=args.max_exits, stdin=stdin)
+        terminal: Any = machine.pc.virtio[0] if args.console == "virtio" else None
+        outcome = machine.run(
+            timeout=args.timeout, max_exits=args.max_exits, stdin=stdin, terminal=terminal
+        )
         _tell(machine, outcome, args.stats)
     return outcome.status
 

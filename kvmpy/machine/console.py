@@ -8,9 +8,11 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..devices import Uart
+if TYPE_CHECKING:
+    from .expect import Receiver
+
 
 #: Ctrl-], as in telnet: ends the machine when the terminal passes every other key to the guest.
 ESCAPE_KEY = 0x1D
@@ -33,7 +35,7 @@ class Console:
     bare newline still starts a line.
     """
 
-    def __init__(self, uart: Uart, fd: int, on_escape: Callable[[], None]):
+    def __init__(self, uart: Receiver, fd: int, on_escape: Callable[[], None]):
         self._uart, self._fd, self._on_escape = uart, fd, on_escape
         self._saved: list[Any] | None = None
         self._thread: threading.Thread | None = None

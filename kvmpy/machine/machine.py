@@ -25,7 +25,7 @@ from ..stats import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
 from .console import Console
-from .expect import ScriptConsole
+from .expect import Receiver, ScriptConsole
 from .outcome import Outcome, judge
 from .output import printable
 from .pc import Pc, stand_in_for_firmware
@@ -175,17 +175,18 @@ class Machine:
         timeout: float | None = None,
         max_exits: int | None = None,
         stdin: int | None = None,
+        terminal: Receiver | None = None,
     ) -> Outcome:
         """Run to the end. ``timeout`` in seconds of wall time, ``max_exits`` in exits to user
-        space, of each vCPU. ``stdin``: a descriptor that feeds the serial port; a terminal is put
-        in raw mode.
+        space, of each vCPU. ``stdin``: a descriptor that feeds the serial port, or ``terminal`` (a
+        VirtioConsole); if it is a terminal it is put in raw mode.
 
         >>> end = kvmpy.asm("mov al, 3; out 0xf4, al", 16)
         >>> with kvmpy.Machine(end, format="flat", memory="2M") as m: m.run(timeout=60).status
         3
         """
         start = self._started_at = time.monotonic()
-        console = None if stdin is None else Console(self.serial, stdin, self._kick)
+        console = None if stdin is None else Console(terminal or self.serial, stdin, self._kick)
         try:
             if console:
                 console.start()
