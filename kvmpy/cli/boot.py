@@ -195,8 +195,8 @@ def _opened(kind: Any, path: str, **options: Any) -> VirtioDevice:
         device: VirtioDevice = kind(path, **options)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ImageError(f"{path}: {error}") from None
+    except ValueError as error:  # which names the path
+        raise ImageError(str(error)) from None
     return device
 
 
