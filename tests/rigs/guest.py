@@ -76,11 +76,13 @@ junit=$root{JUNIT}
 class Job:
     """What a rig is to run.  ``memory`` is in MiB; ``environment`` is added to the guest's.
 
-    ``kernel_arguments`` go on its kernel's command line, module parameters among them.
+    ``kernel`` is the Debian package of its kernel; ``kernel_arguments`` go on that one's command
+    line, module parameters among them.
     """
 
     command: Sequence[str]
     memory: int
+    kernel: str
     cpus: int = 1
     junit: bool = False
     verbose: bool = False

@@ -37,6 +37,7 @@ def main() -> int:
     job = Job(
         command=arguments.command,
         memory=arguments.memory or rig.MEMORY,
+        kernel=arguments.kernel or rig.KERNEL,
         cpus=arguments.cpus,
         junit=arguments.junit is not None,
         verbose=arguments.verbose,
@@ -83,6 +84,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, metavar="S", help="kill it after S seconds")
     parser.add_argument("--memory", type=int, metavar="MIB", help="guest memory")
     parser.add_argument("--cpus", type=int, default=1, metavar="N", help="svm: guest CPUs")
+    parser.add_argument(
+        "--kernel", metavar="PACKAGE", help="another Debian kernel: linux-image-6.12-amd64"
+    )
     parser.add_argument(
         "--kernel-arguments",
         default="",

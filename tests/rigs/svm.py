@@ -41,7 +41,7 @@ _ENTER = "chroot /new /bin/sh /run/kvmpy-rig/command.sh"
 def run(job: guest.Job, session: Session, work: Path) -> int:
     """Run the job; returns the exit status for the rig."""
     host.need(PACKAGES)
-    image = kernel.fetch(KERNEL, MODULES)
+    image = kernel.fetch(job.kernel, MODULES)
     initrd = work / "initrd.cpio"
     with open(initrd, "wb") as stream, CpioWriter(stream) as archive:
         guest.add_base(archive, image, guest.busybox())

@@ -72,7 +72,7 @@ debug: action=ignore
 def run(job: guest.Job, session: Session, work: Path) -> int:
     """Run the job; returns the exit status for the rig."""
     host.need(PACKAGES)
-    image = kernel.fetch(KERNEL, MODULES)
+    image = kernel.fetch(job.kernel, MODULES)
     root = vmxroot.base(image)
     vmxroot.write_overlay(work / "overlay.cpio", root, job)
     overlay = _INITRD + root.archive.stat().st_size

@@ -204,7 +204,9 @@ class TestKernel:
 class TestGuest:
     def test_script_quotes_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTEST_ADDOPTS", "-x")
-        job = guest.Job(["printf", "%s", "it's"], memory=64, junit=True, environment={"A": "b c"})
+        job = guest.Job(
+            ["printf", "%s", "it's"], memory=64, kernel="", junit=True, environment={"A": "b c"}
+        )
         script = job.script("svm", "/", {"PATH": os.defpath})
         shell = subprocess.run(
             ["sh", "-c", script + "echo; echo $A $PYTEST_ADDOPTS $KVMPY_RIG"],
