@@ -421,7 +421,7 @@ class StateMethods:
 
     def get_one_reg(self, register: int) -> bytes:
         """The register's bytes, as many as its identifier encodes (KVM API, "4.69
-        KVM_GET_ONE_REG").
+        KVM_GET_ONE_REG"). On x86 that is also any MSR: 0x2030_0002_0000_0000 plus its number.
 
         >>> if vm.check_extension("KVM_CAP_ONE_REG"):
         ...     _ = {register: cpu.get_one_reg(register) for register in cpu.one_reg_list()}

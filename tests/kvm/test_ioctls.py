@@ -49,6 +49,16 @@ def test_buffer_that_is_too_small(vm):
         ioctls.KVM_GET_REGS.raw(cpu.fileno(), bytes(200))
 
 
+def test_run_made_by_hand(start):
+    """KVM_RUN is an ioctl as any other: one entry, and the exit reason in the shared page."""
+    cpu = start("mov eax, 7; hlt")
+    assert ioctls.KVM_RUN.raw(cpu.fileno()) == 0
+    assert cpu._shim.run.exit_reason == _native.lib.KVM_EXIT_HLT
+    structure = ffi.new("struct kvm_regs *")
+    ioctls.KVM_GET_REGS(cpu.fileno(), structure)
+    assert structure.rax == 7
+
+
 def test_hints_of_real_failures(vm):
     """What beginners meet."""
     cpu = vm.vcpu()

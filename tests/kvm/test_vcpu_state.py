@@ -317,6 +317,9 @@ def test_one_regs(cpu, vm):
         return
     for register in cpu.one_reg_list():
         cpu.set_one_reg(register, cpu.get_one_reg(register))
+    lstar = 0x2030_0002_0000_0000 | 0xC000_0082  # x86, 8 bytes, an MSR
+    cpu.set_one_reg(lstar, (0x1234_5678).to_bytes(8, "little"))
+    assert cpu.msrs["LSTAR"] == int.from_bytes(cpu.get_one_reg(lstar), "little") == 0x1234_5678
     with pytest.raises(kvmpy.KvmIoctlError, match="register 0x20300000ffffffff") as caught:
         cpu.get_one_reg(0x2030_0000_FFFF_FFFF)
     assert caught.value.errno in (errno.EINVAL, errno.ENOENT)
