@@ -1,6 +1,6 @@
 """KVM as Xen's stand-in: hypercalls, shared pages, event channels, timers.
 
-KVM API, "4.28 KVM_XEN_HVM_CONFIG", "4.126 KVM_XEN_HVM_SET_ATTR" to "4.129", "4.137
+KVM API, "4.28 KVM_XEN_HVM_CONFIG", "4.126 KVM_XEN_HVM_SET_ATTR" to "4.129", "4.135
 KVM_XEN_HVM_EVTCHN_SEND", "KVM_CAP_XEN_HVM". It takes a KVM built with CONFIG_KVM_XEN.
 
 An attribute is a value of a class of its own: ``vm.set_xen_attribute(xen.SharedInfo(gfn))``,
@@ -274,7 +274,7 @@ class XenMethods:
         """KVM_XEN_HVM_GET_ATTR. KVM API, 4.127.
 
         >>> if kvm.check_extension("KVM_CAP_XEN_HVM"):
-        ...     vm.get_xen_attribute(kvmpy.xen.LongMode)
+        ...     assert vm.get_xen_attribute(kvmpy.xen.LongMode).enabled in (0, 1)
         """
         capabilities.require(self, "KVM_CAP_XEN_HVM")
         structure = _ffi.new("struct kvm_xen_hvm_attr *", {"type": kind.number})
@@ -293,9 +293,11 @@ class XenMethods:
         ioctls.KVM_XEN_HVM_SET_ATTR(self.fileno(), structure, f"{value}")
 
     def send_xen_event(self, port: int, vcpu: int, priority: int = XEN_2LEVEL) -> None:
-        """KVM_XEN_HVM_EVTCHN_SEND: raise event channel ``port`` on vCPU ``vcpu``. KVM API, 4.137.
+        """KVM_XEN_HVM_EVTCHN_SEND: raise event channel ``port`` on vCPU ``vcpu``. KVM API, 4.135.
 
         >>> if kvm.check_extension("KVM_CAP_XEN_HVM") & 0x20:  # KVM_XEN_HVM_CONFIG_EVTCHN_SEND
+        ...     vm.set_xen_attribute(kvmpy.xen.SharedInfo(3))
+        ...     cpu.set_xen_attribute(kvmpy.xen.VcpuInfo(0x4000))
         ...     vm.send_xen_event(1, 0)
         """
         capabilities.require(self, "KVM_CAP_XEN_HVM")
@@ -316,7 +318,7 @@ class XenVcpuMethods:
         """KVM_XEN_VCPU_GET_ATTR. KVM API, 4.129.
 
         >>> if kvm.check_extension("KVM_CAP_XEN_HVM"):
-        ...     cpu.get_xen_attribute(kvmpy.xen.VcpuInfo)
+        ...     assert cpu.get_xen_attribute(kvmpy.xen.VcpuInfo).gpa == kvmpy.xen.INVALID
         """
         capabilities.require(self.vm, "KVM_CAP_XEN_HVM")
         structure = _ffi.new("struct kvm_xen_vcpu_attr *", {"type": kind.number})

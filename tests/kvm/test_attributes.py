@@ -1,4 +1,4 @@
-"""Devices of KVM's own, attributes of descriptors, TPR reporting; what encrypted guests and Xen
+"""Devices of KVM's own, attributes of descriptors, TPR reporting; what encrypted guests
 answer where they are not."""
 
 import os
@@ -7,7 +7,7 @@ import pytest
 from irq_guest import NO_PIC, XAPIC, boot
 
 import kvmpy
-from kvmpy import _native, device, encryption, xen
+from kvmpy import _native, device, encryption
 
 lib = _native.lib
 
@@ -168,27 +168,4 @@ def test_no_encrypted_guests(vm):
         lambda: vm.unregister_encrypted_region(view),
     ):
         with pytest.raises(kvmpy.UnsupportedError, match=r"AMD SEV .* or Intel TDX"):
-            call()
-
-
-def test_xen(vm):
-    """Without CONFIG_KVM_XEN each names the capability; with it the attributes read back."""
-    cpu = vm.vcpu()
-    if vm.check_extension("KVM_CAP_XEN_HVM"):
-        vm.configure_xen(0x4000_0000)
-        for value in (xen.LongMode(1), xen.SharedInfo(3), xen.UpcallVector(0x93)):
-            vm.set_xen_attribute(value)
-            assert vm.get_xen_attribute(type(value)) == value
-        cpu.set_xen_attribute(xen.VcpuInfo(0x3000))
-        assert cpu.get_xen_attribute(xen.VcpuInfo) == xen.VcpuInfo(0x3000)
-        return
-    for call in (
-        lambda: vm.configure_xen(0x4000_0000),
-        lambda: vm.set_xen_attribute(xen.LongMode(1)),
-        lambda: vm.get_xen_attribute(xen.LongMode),
-        lambda: vm.send_xen_event(1, 0),
-        lambda: cpu.set_xen_attribute(xen.VcpuInfo(0x3000)),
-        lambda: cpu.get_xen_attribute(xen.VcpuInfo),
-    ):
-        with pytest.raises(kvmpy.UnsupportedError, match="KVM_CAP_XEN_HVM"):
             call()

@@ -112,12 +112,18 @@ def test_slot_with_a_guest_memfd_is_final(vm):
 
 
 def test_memory_attributes(vm):
-    """Set where this VM's pages have them; named where not."""
+    """Set where this VM's pages have them; named where not. A page of any VM can be shared."""
+    with kvmpy.KVM() as kvm:
+        known = kvm.check_extension("KVM_CAP_MEMORY_ATTRIBUTES")
     if vm.memory_attributes:
         vm.set_memory_attributes(0x10_0000, 0x1000, private=True)
         vm.set_memory_attributes(0x10_0000, 0x1000, private=False)
     else:
         refused("MEMORY_ATTRIBUTES", lambda: vm.set_memory_attributes(0, 0x1000, private=True))
+        if known:
+            vm.set_memory_attributes(0, 0x1000, private=False)
+        else:
+            refused("MEMORY_ATTRIBUTES", lambda: vm.set_memory_attributes(0, 0x1000, private=False))
 
 
 def test_pre_fault(vm):
