@@ -11,13 +11,14 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/guests/*.*)
 NATIVE_C := $(wildcard native/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help boot build bench test test-all test-fast test-svm test-vmx test-vmx-restricted \
-	test-asan test-valgrind lint clean
+.PHONY: help boot build bench test test-all test-fast test-svm test-svm-new test-vmx \
+	test-vmx-restricted api-coverage test-asan test-valgrind lint clean
 
 help:
 	@echo "make boot [KERNEL=path] [ARGS='--memory 1G ...']   boot the demo kernel, or an image"
 	@echo "make test       everything: on this host, on kvm_amd in QEMU, on kvm_intel in Bochs"
 	@echo "make test-fast  under a minute      make test-svm, test-vmx  one rig"
+	@echo "make api-coverage  every ioctl, exit and capability, and which run proved it"
 	@echo "make test-asan  the shim under ASan and UBSan       make test-valgrind  under memcheck"
 	@echo "make bench      figures             make lint  ruff, mypy, C warnings"
 
@@ -62,18 +63,23 @@ RIG      := $(PYTHON) tests/rigs/run.py
 VMX_LEFT_OUT = $(addprefix --ignore tests/kvm/test_,boot_command.py host.py signals.py \
 	examples.py readme.py)
 
-# The table judges: a failed test, or a run that left no results, fails it.
-# "restricted" is kvm_intel without unrestricted guest, as before 2010: real mode in VM86 tasks.
-TABLE := $(PYTHON) tests/rigs/table.py host=results/host.xml kvm_amd=results/svm.xml \
+# Two judges. The table: a failed test, or a run that left no results, fails it. API coverage: an
+# ioctl of x86 that is missing, or that no test ever made.
+# "kvm_amd_new" is kvm_amd of Linux 6.12. "restricted" is kvm_intel without unrestricted guest, as
+# before 2010: real mode in VM86 tasks.
+RUNS := host=results/host.xml kvm_amd=results/svm.xml kvm_amd_new=results/svm-new.xml \
 	kvm_intel=results/vmx.xml restricted=results/vmx-restricted.xml
+COVERAGE := $(BIN)/python tests/api/coverage.py
 
+# The rigs use one CPU each: two at once, the slowest first.
 test: $(VENV)/.test
 	@mkdir -p results; rm -f results/*.xml
 	@status=0; \
 	$(PYTEST) --junitxml=results/host.xml $(ARGS) || status=1; \
-	$(MAKE) --no-print-directory -j2 -k test-svm test-vmx test-vmx-restricted \
+	$(MAKE) --no-print-directory -j2 -k test-vmx test-svm test-svm-new test-vmx-restricted \
 		VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
-	$(TABLE) || status=1; exit $$status
+	$(PYTHON) tests/rigs/table.py $(RUNS) || status=1; \
+	$(COVERAGE) --brief $(RUNS) || status=1; exit $$status
 
 test-all:
 	@$(MAKE) --no-print-directory test VMX_LEFT_OUT=
@@ -84,17 +90,25 @@ test-fast: $(VENV)/.test
 test-svm: $(VENV)/.test
 	$(RIG) svm --optional --junit results/svm.xml -- python -m pytest tests/kvm -q -m 'not slow'
 
+test-svm-new: $(VENV)/.test
+	$(RIG) svm --kernel linux-image-6.12-amd64 --optional --junit results/svm-new.xml -- \
+		python -m pytest -q -m 'not slow' $(NEWER_API)
+
 test-vmx: $(VENV)/.test
 	$(RIG) vmx --optional --junit results/vmx.xml -- python -m pytest tests/kvm -q -m 'not slow' \
 		$(VMX_ARGS)
-
-# The shim alone, with a scripted KVM and with the real one, under the sanitizers and memcheck.
-NATIVE_TESTS := tests/unit/test_core_native.py tests/kvm/test_kick_stress.py
 
 test-vmx-restricted: $(VENV)/.test
 	$(RIG) vmx --optional --junit results/vmx-restricted.xml \
 		--kernel-arguments kvm_intel.unrestricted_guest=0 -- python -m pytest -q \
 		$(addprefix tests/kvm/test_,kernel_log.py modes.py exceptions.py syscalls.py)
+
+# With the results of the last runs, if there are any.
+api-coverage: $(VENV)/.test
+	@$(COVERAGE) $(RUNS) $(ARGS)
+
+# The shim alone, with a scripted KVM and with the real one, under the sanitizers and memcheck.
+NATIVE_TESTS := tests/unit/test_core_native.py tests/kvm/test_kick_stress.py
 
 test-asan: $(VENV)/.test
 	KVMPY_NATIVE_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' \

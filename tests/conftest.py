@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "not_on(module, reason): left out on this KVM module, for this reason"
     )
     config.stash[_stderr] = os.dup(2)
-    _record_ioctls()
+    _record_use()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -119,27 +119,40 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{count:>6}  {reason}")
 
 
-# ---------------------------------------------------------------- which ioctls a test made
+# ---------------------------------------------------------------- what of KVM's API a test used
 
-_made: set[str] = set()
+#: "ioctls", "exits", "capabilities" -> names: made with success, seen, enabled.
+_used: dict[str, set[str]] = {"ioctls": set(), "exits": set(), "capabilities": set()}
 
 
-def _record_ioctls() -> None:
-    """Have every ioctl made from Python with success noted, for tests/api/coverage.py."""
-    from kvmpy import ioctl, ioctls
+def _record_use() -> None:
+    """Have what is made from Python with success noted, for tests/api/coverage.py."""
+    from kvmpy import VCPU, _native, capabilities, ioctl, ioctls
 
+    ffi = _native.ffi
     names = {row.request: row.name for row in ioctls.ALL.values()}
+    enable, decode = ioctls.KVM_ENABLE_CAP.request, VCPU._decode
 
     def recording(call: Any) -> Any:
         def recorded(fd: int, request: int, argument: Any) -> int:
             result: int = call(fd, request, argument)
             if result >= 0 and request in names:
-                _made.add(names[request])
+                _used["ioctls"].add(names[request])
+                if request == enable:
+                    number = ffi.cast("struct kvm_enable_cap *", argument).cap
+                    name = capabilities.name(number).removeprefix(capabilities.PREFIX)
+                    _used["capabilities"].add(name)
             return result
 
         return recorded
 
+    def decoded(self: Any) -> Any:
+        exit = decode(self)
+        _used["exits"].add(type(exit).__name__)
+        return exit
+
     ioctl._call, ioctl._call_with = recording(ioctl._call), recording(ioctl._call_with)
+    VCPU._decode = decoded  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -166,12 +179,14 @@ def scripted_ioctls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    _made.clear()
+    for names in _used.values():
+        names.clear()
     try:
         return (yield)
     finally:
-        if _made:
-            item.user_properties.append(("ioctls", " ".join(sorted(_made))))
+        for kind, names in _used.items():
+            if names:
+                item.user_properties.append((kind, " ".join(sorted(names))))
 
 
 # ---------------------------------------------------------------- nothing is left behind

@@ -1,25 +1,30 @@
 #!/usr/bin/env python3
-"""How much of KVM's x86 API kvmpy covers, and which KVM module proved it.
+"""How much of KVM's x86 API kvmpy covers, and which KVM modules proved it.
 
-    python tests/api/coverage.py [kvm_pvm=results/host.xml kvm_amd=results/svm.xml ...]
+    python tests/api/coverage.py [--brief] [host=results/host.xml kvm_amd=results/svm.xml ...]
 
 Compares kvmpy/ioctl_table.py with the installed <linux/kvm.h> and with the list of the kernel's KVM
-API document (documented.tsv), exits and capabilities with the header, and the table's methods with
-the package. With JUnit files of test runs it lists for every ioctl on which module a passed test
-made it with success. Exit status 1 when something of x86 is missing, or was never made, without a
-reason stated here.
+API document (documented.tsv), the exits with the header, and the methods that the table names with
+the package. With JUnit files of test runs it also lists on which run a passed test made each ioctl
+with success, saw each exit and enabled each capability. Exit status 1 when something of x86 is
+missing, or no test ever made an ioctl and no reason is stated here.
+
+A run that made no ioctl was not made at all (no /dev/kvm, a rig left out, no file): an ioctl that
+only such runs can show is told, and does not count.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-HEADERS = (Path("/usr/include/linux/kvm.h"), Path("/usr/include/x86_64-linux-gnu/asm/kvm.h"))
+HEADER = Path("/usr/include/linux/kvm.h")
 DOCUMENTED = Path(__file__).with_name("documented.tsv")
 
 #: Of the header, and not of x86 or not of KVM any more: pattern -> why.
@@ -33,8 +38,53 @@ NOT_OURS = {
 #: Exit reasons that x86 never gives.
 NOT_OUR_EXITS = re.compile(r"KVM_EXIT_(S390|DCR|OSI|PAPR|WATCHDOG|EPR|ARM|RISCV|LOONGARCH)\w*")
 
-#: Ioctls that no test can make with success on the modules we have: why.
-UNPROVEN: dict[str, str] = {}
+_SEV = "needs AMD SEV or Intel TDX hardware; the structures and the error are tested"
+_NEWER = "Linux 6.18 and newer: shown where the host has it"
+#: Ioctls that a passed test need not have made: why.
+UNPROVEN = {
+    "KVM_MEMORY_ENCRYPT_OP": _SEV,
+    "KVM_MEMORY_ENCRYPT_REG_REGION": _SEV,
+    "KVM_MEMORY_ENCRYPT_UNREG_REGION": _SEV,
+    "KVM_GET_ONE_REG": _NEWER,
+    "KVM_SET_ONE_REG": _NEWER,
+    "KVM_GET_REG_LIST": _NEWER,
+}
+
+_6_1, _6_12 = ("kvm_amd", "kvm_intel"), ("kvm_amd_new",)
+#: Ioctls that not every KVM has: the runs of ``make test`` that show them. Any run shows the rest.
+SHOWN_BY = {
+    "KVM_SMI": _6_1,
+    "KVM_GET_NESTED_STATE": _6_1,
+    "KVM_SET_NESTED_STATE": _6_1,
+    "KVM_HYPERV_EVENTFD": _6_1,
+    "KVM_GET_SUPPORTED_HV_CPUID": _6_1,
+    "KVM_GET_NR_MMU_PAGES": _6_1,  # removed in Linux 6.4
+    "KVM_SET_USER_MEMORY_REGION2": _6_12,
+    "KVM_SET_MEMORY_ATTRIBUTES": _6_12,
+    "KVM_CREATE_GUEST_MEMFD": _6_12,
+    "KVM_PRE_FAULT_MEMORY": _6_12,
+    # CONFIG_KVM_XEN
+    "KVM_XEN_HVM_CONFIG": _6_12,
+    "KVM_XEN_HVM_GET_ATTR": _6_12,
+    "KVM_XEN_HVM_SET_ATTR": _6_12,
+    "KVM_XEN_HVM_EVTCHN_SEND": _6_12,
+    "KVM_XEN_VCPU_GET_ATTR": _6_12,
+    "KVM_XEN_VCPU_SET_ATTR": _6_12,
+}
+
+Rows = Mapping[str, Sequence[str]]
+
+
+@dataclass
+class Run:
+    """What the passed tests of one run showed: names of ioctls, exits and enabled capabilities."""
+
+    ioctls: set[str] = field(default_factory=set)
+    exits: set[str] = field(default_factory=set)
+    capabilities: set[str] = field(default_factory=set)
+
+
+# ---------------------------------------------------------------- the package against the API
 
 
 def table() -> dict[str, list[str]]:
@@ -50,19 +100,30 @@ def header_ioctls(text: str) -> set[str]:
     return set(re.findall(r"^#define\s+(KVM_\w+)\s+_IO[RW]*\s*\(\s*KVMIO", text, re.MULTILINE))
 
 
-def check_header(rows: Iterable[str]) -> Iterator[str]:
-    """Every ioctl of the installed header is in the table, or not ours."""
-    names = header_ioctls(HEADERS[0].read_text())
+def header_exits(text: str) -> dict[str, int]:
+    """The exit reasons that a header defines and x86 can give."""
+    found = re.findall(r"^#define\s+(KVM_EXIT_\w+)\s+(\d+)\b", text, re.MULTILINE)
+    inner = ("KVM_EXIT_IO_", "KVM_EXIT_HYPERV_", "KVM_EXIT_XEN_")
+    return {
+        name: int(number)
+        for name, number in found
+        if not name.startswith(inner) and not NOT_OUR_EXITS.fullmatch(name)
+    }
+
+
+def check_header(rows: Rows, text: str) -> Iterator[str]:
+    """Every ioctl of the header is in the table, or not ours."""
+    names = header_ioctls(text)
     if len(names) < 100:
-        yield f"{HEADERS[0]}: only {len(names)} ioctls were found in it"
+        yield f"{HEADER}: only {len(names)} ioctls were found in it"
     for name in sorted(names - set(rows)):
         if not any(re.fullmatch(pattern, name) for pattern in NOT_OURS):
-            yield f"{name} is in {HEADERS[0]}, and not in kvmpy/ioctl_table.py"
+            yield f"{name} is in {HEADER}, and not in kvmpy/ioctl_table.py"
 
 
-def check_documented(rows: dict[str, list[str]]) -> Iterator[str]:
+def check_documented(rows: Rows, text: str) -> Iterator[str]:
     """Every documented ioctl of x86 is in the table, under its section and descriptor."""
-    for line in DOCUMENTED.read_text().splitlines():
+    for line in text.splitlines():
         if line.startswith("#"):
             continue
         section, name, architectures, descriptors = line.split("\t")
@@ -76,24 +137,20 @@ def check_documented(rows: dict[str, list[str]]) -> Iterator[str]:
             yield f"{name}: section {row[5]} in the table, {section} in the document"
         missing = set(descriptors.split(",")) - set(row[1].split(",")) - {""}
         # The document has these wrong: KVM takes them on a vCPU, and on the VM.
-        if (
-            missing
-            and name not in ("KVM_GET_DEBUGREGS", "KVM_SET_DEBUGREGS")
-            and (not name.startswith("KVM_MEMORY_ENCRYPT"))
-        ):
-            yield f"{name}: the document also has it on {', '.join(missing)}"
+        wrong = re.fullmatch(r"KVM_([GS]ET_DEBUGREGS|MEMORY_ENCRYPT_\w+)", name)
+        if missing and not wrong:
+            yield f"{name}: the document also has it on {', '.join(sorted(missing))}"
 
 
-def check_exits() -> Iterator[str]:
-    """Every exit reason of the header that x86 can give has a class."""
+def exit_classes() -> dict[int, list[str]]:
+    """The names of kvmpy's exits by reason."""
     from kvmpy import exits
 
-    known = {kind.reason for kind in _subclasses(exits.Exit) if kind.reason >= 0}
-    text = HEADERS[0].read_text()
-    for name, number in re.findall(r"^#define\s+(KVM_EXIT_\w+)\s+(\d+)", text, re.MULTILINE):
-        inner = name.startswith(("KVM_EXIT_IO_", "KVM_EXIT_HYPERV_", "KVM_EXIT_XEN_"))
-        if not inner and not NOT_OUR_EXITS.fullmatch(name) and int(number) not in known:
-            yield f"{name} = {number} has no class in kvmpy/exits.py"
+    found: dict[int, list[str]] = {}
+    for kind in _subclasses(exits.Exit):
+        if kind.reason >= 0:
+            found.setdefault(kind.reason, []).append(kind.__name__)
+    return found
 
 
 def _subclasses(kind: type) -> Iterator[type]:
@@ -102,7 +159,17 @@ def _subclasses(kind: type) -> Iterator[type]:
         yield from _subclasses(sub)
 
 
-def check_methods(rows: dict[str, list[str]]) -> Iterator[str]:
+def check_exits(reasons: Mapping[str, int]) -> Iterator[str]:
+    """Every exit reason of the header that x86 can give has a class."""
+    known = exit_classes()
+    if len(reasons) < 20:
+        yield f"{HEADER}: only {len(reasons)} exit reasons were found in it"
+    for name, number in reasons.items():
+        if number not in known:
+            yield f"{name} = {number} has no class in kvmpy/exits.py"
+
+
+def check_methods(rows: Rows) -> Iterator[str]:
     """The method that a row names exists."""
     import kvmpy
 
@@ -114,65 +181,139 @@ def check_methods(rows: dict[str, list[str]]) -> Iterator[str]:
         elif (
             attribute
             and not hasattr(kind, attribute)
-            and (f"self.{attribute}:" not in inspect.getsource(kind))
+            and f"self.{attribute}:" not in inspect.getsource(kind)
         ):
             yield f"{name}: the table names {row[6]}, which does not exist"
 
 
-def proofs(files: Iterable[str]) -> Iterator[tuple[str, set[str]]]:
-    """(module, ioctls made with success by its passed tests) of each "module=file.xml"."""
-    for given in files:
-        module, _, path = given.partition("=")
-        made: set[str] = set()
-        for case in ElementTree.parse(path).getroot().iter("testcase"):
-            if case.find("failure") is None and case.find("error") is None:
-                for found in case.iter("property"):
-                    if found.get("name") == "ioctls":
-                        made.update((found.get("value") or "").split())
-        yield module, made
+# ---------------------------------------------------------------- what test runs showed
 
 
-def check_proofs(rows: Iterable[str], made: dict[str, set[str]]) -> Iterator[str]:
-    """Every ioctl was made by a passed test somewhere, or the reason why not is stated."""
-    everywhere = set().union(*made.values())
+def read_run(path: Path) -> Run:
+    """What the passed tests of a JUnit file showed, as tests/conftest.py noted it there."""
+    run = Run()
+    if not path.exists():
+        return run
+    spoilt: set[tuple[str | None, str | None]] = set()
+    cases = list(ElementTree.parse(path).getroot().iter("testcase"))
+    for case in cases:  # a test whose teardown fails has two
+        if any(case.find(tag) is not None for tag in ("failure", "error", "skipped")):
+            spoilt.add((case.get("classname"), case.get("name")))
+    for case in cases:
+        if (case.get("classname"), case.get("name")) not in spoilt:
+            for found in case.iter("property"):
+                if found.get("name") in ("ioctls", "exits", "capabilities"):
+                    names = (found.get("value") or "").split()
+                    getattr(run, str(found.get("name"))).update(names)
+    return run
+
+
+def judge_proofs(rows: Rows, runs: Mapping[str, Run]) -> tuple[list[str], list[str]]:
+    """(what is missing, remarks): every ioctl was made by a passed test somewhere, or the reason
+    why not is stated, or only a run that was not made shows it."""
+    missing, remarks = [], []
+    absent = {name for name, run in runs.items() if not run.ioctls}
+    shown = set().union(*(run.ioctls for run in runs.values()))
+    if not shown:
+        return [], ["no test results: nothing is proved"]
     for name in rows:
-        if name not in everywhere and name not in UNPROVEN:
-            yield f"{name}: no passed test made it with success, and no reason is stated"
-    for name in sorted(set(UNPROVEN) & everywhere):
-        yield f"{name}: a reason says that it cannot be shown, and a test showed it"
+        left = absent.intersection(SHOWN_BY.get(name, ()))
+        if name in shown or name in UNPROVEN:
+            continue
+        if left:
+            remarks.append(f"{name}: not shown: left to {' and '.join(sorted(left))}, not run")
+        else:
+            missing.append(f"{name}: no passed test made it with success, and no reason is stated")
+    remarks += [f"{name}: shown after all: it {UNPROVEN[name]}" for name in _stale(shown)]
+    return missing, remarks
 
 
-def report(rows: dict[str, list[str]], made: dict[str, set[str]]) -> Iterator[str]:
-    """The table for people: ioctl, method, and on which modules it was proved."""
-    yield f"{'ioctl':<32} {'method':<30} {' '.join(f'{module:<10}' for module in made)}"
+def _stale(shown: set[str]) -> list[str]:
+    """Reasons that a run has overtaken; those that name a kernel hold for older ones."""
+    return sorted(name for name in shown.intersection(UNPROVEN) if UNPROVEN[name] is not _NEWER)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def _line(name: str, what: str, marks: Iterable[bool], width: int = 32) -> str:
+    cells = (f"{'yes' if mark else '-':<11}" for mark in marks)
+    return f"{name:<{width}} {what:<30} {' '.join(cells)}".rstrip()
+
+
+def _head(name: str, what: str, runs: Iterable[str]) -> str:
+    return f"{name:<32} {what:<30} {' '.join(f'{run:<11}' for run in runs)}".rstrip()
+
+
+def report(rows: Rows, reasons: Mapping[str, int], runs: Mapping[str, Run]) -> Iterator[str]:
+    """Tables for people: ioctls, exits and capabilities to enable; and which runs showed them."""
+    yield _head("ioctl", "method", runs)
     for name, row in rows.items():
-        marks = " ".join(f"{'yes' if name in found else '-':<10}" for found in made.values())
-        yield f"{name:<32} {row[6]:<30} {marks}".rstrip()
-        if made and name in UNPROVEN:
+        marks = [name in run.ioctls for run in runs.values()]
+        yield _line(name, row[6], marks)
+        if runs and name in UNPROVEN and not any(marks):
             yield f"    {UNPROVEN[name]}"
+    yield ""
+    yield _head("exit reason", "class", runs)
+    classes = exit_classes()
+    for name, number in reasons.items():
+        for kind in classes.get(number, ()):
+            yield _line(name, kind, (kind in run.exits for run in runs.values()))
+    yield ""
+    yield _head("capability to enable", "method", runs)
+    from kvmpy import enabling
+
+    for row in enabling.TABLE.values():
+        method = row.method or f"{row.target.upper()}.enable_capability"
+        yield _line(row.name, method, (row.name in run.capabilities for run in runs.values()))
 
 
-def main(arguments: list[str]) -> int:
-    """Report and judge."""
-    rows = table()
-    made = dict(proofs(arguments))
-    problems = [
-        *check_header(rows),
-        *check_documented(rows),
-        *check_exits(),
-        *check_methods(rows),
-        *(check_proofs(rows, made) if made else ()),
-    ]
-    print("\n".join(report(rows, made)))
-    shown = sum(any(name in found for found in made.values()) for name in rows)
-    print(
-        f"\n{len(rows)} ioctls of x86, {len(rows)} in the table"
-        + (f", {shown} made by a passed test, {len(UNPROVEN)} with a reason" if made else "")
+def summary(rows: Rows, reasons: Mapping[str, int], runs: Mapping[str, Run]) -> Iterator[str]:
+    """The totals."""
+    from kvmpy import capabilities, enabling
+
+    kinds = {kind for number in reasons.values() for kind in exit_classes().get(number, ())}
+    enabled = set(enabling.TABLE)
+
+    def shown(names: set[str], attribute: str) -> str:
+        found = set().union(*(getattr(run, attribute) for run in runs.values())) & names
+        return f", {len(found)} shown by passed tests" if runs else ""
+
+    yield f"{len(rows)} ioctls of x86{shown(set(rows), 'ioctls')}"
+    yield f"{len(kinds)} exits of {len(reasons)} reasons{shown(kinds, 'exits')}"
+    yield (
+        f"{len(capabilities.names())} capabilities by name, {len(enabled)} to enable"
+        f"{shown(enabled, 'capabilities')}"
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Report and judge."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("junit", nargs="*", metavar="NAME=FILE", help="a run's JUnit XML")
+    parser.add_argument("--brief", action="store_true", help="only totals and what is missing")
+    given = parser.parse_args(arguments)
+    runs = {name: read_run(Path(path)) for name, _, path in (t.partition("=") for t in given.junit)}
+    header, rows = HEADER.read_text(), table()
+    reasons = header_exits(header)
+    missing, remarks = judge_proofs(rows, runs)
+    problems = [
+        *check_header(rows, header),
+        *check_documented(rows, DOCUMENTED.read_text()),
+        *check_exits(reasons),
+        *check_methods(rows),
+        *missing,
+    ]
+    made = {name: run for name, run in runs.items() if run.ioctls}
+    if not given.brief:
+        print("\n".join([*report(rows, reasons, made), ""]))
+    print("\n".join([*summary(rows, reasons, made), *remarks]))
     for problem in problems:
         print(f"missing: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
