@@ -16,339 +16,137 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .binary_stats import (
-        StatsFormatError as StatsFormatError,
-    )
+    from .binary_stats import StatsFormatError as StatsFormatError
     from .bus import (
         ClaimError as ClaimError,
-    )
-    from .bus import (
         Counter as Counter,
-    )
-    from .bus import (
         WriteBatch as WriteBatch,
     )
     from .cpuid import (
         Cpuid as Cpuid,
-    )
-    from .cpuid import (
         Leaf as Leaf,
     )
-    from .debugging import (
-        Breakpoint as Breakpoint,
-    )
+    from .debugging import Breakpoint as Breakpoint
     from .device import (
         Attributes as Attributes,
-    )
-    from .device import (
         Device as Device,
     )
     from .devices import (
         I8042 as I8042,
-    )
-    from .devices import (
         DebugConsole as DebugConsole,
-    )
-    from .devices import (
         PostPort as PostPort,
-    )
-    from .devices import (
         PowerManagement as PowerManagement,
-    )
-    from .devices import (
         PvPanic as PvPanic,
-    )
-    from .devices import (
         ResetControl as ResetControl,
-    )
-    from .devices import (
         Rtc as Rtc,
-    )
-    from .devices import (
         Sink as Sink,
-    )
-    from .devices import (
         Uart as Uart,
     )
-    from .differences import (
-        diff as diff,
-    )
-    from .dirty_pages import (
-        DirtyPages as DirtyPages,
-    )
+    from .differences import diff as diff
+    from .dirty_pages import DirtyPages as DirtyPages
     from .errors import (
         AsmError as AsmError,
-    )
-    from .errors import (
         ClosedError as ClosedError,
-    )
-    from .errors import (
         ConsoleError as ConsoleError,
-    )
-    from .errors import (
         DirtyRingOverrunError as DirtyRingOverrunError,
-    )
-    from .errors import (
         ExpectEof as ExpectEof,
-    )
-    from .errors import (
         ExpectTimeout as ExpectTimeout,
-    )
-    from .errors import (
         ForkedError as ForkedError,
-    )
-    from .errors import (
         GuestMemoryError as GuestMemoryError,
-    )
-    from .errors import (
         ImageError as ImageError,
-    )
-    from .errors import (
         KvmBrokenError as KvmBrokenError,
-    )
-    from .errors import (
         KvmBusyError as KvmBusyError,
-    )
-    from .errors import (
         KvmIoctlError as KvmIoctlError,
-    )
-    from .errors import (
         KvmMissingError as KvmMissingError,
-    )
-    from .errors import (
         KvmPermissionError as KvmPermissionError,
-    )
-    from .errors import (
         KvmpyError as KvmpyError,
-    )
-    from .errors import (
         KvmUnavailableError as KvmUnavailableError,
-    )
-    from .errors import (
         KvmVersionError as KvmVersionError,
-    )
-    from .errors import (
         MsrError as MsrError,
-    )
-    from .errors import (
         StateFormatError as StateFormatError,
-    )
-    from .errors import (
         StateMismatchError as StateMismatchError,
-    )
-    from .errors import (
         StillRunningError as StillRunningError,
-    )
-    from .errors import (
         UnexpectedExitError as UnexpectedExitError,
-    )
-    from .errors import (
         UnsupportedError as UnsupportedError,
-    )
-    from .errors import (
         VmDeadError as VmDeadError,
     )
     from .exits import (
         ApResetHold as ApResetHold,
-    )
-    from .exits import (
         BusLock as BusLock,
-    )
-    from .exits import (
         Debug as Debug,
-    )
-    from .exits import (
         DebugExit as DebugExit,
-    )
-    from .exits import (
         DirtyRingFull as DirtyRingFull,
-    )
-    from .exits import (
         Exit as Exit,
-    )
-    from .exits import (
         ExitLimit as ExitLimit,
-    )
-    from .exits import (
         FailEntry as FailEntry,
-    )
-    from .exits import (
         GuestCrashLoaded as GuestCrashLoaded,
-    )
-    from .exits import (
         GuestException as GuestException,
-    )
-    from .exits import (
         GuestPanic as GuestPanic,
-    )
-    from .exits import (
         Hlt as Hlt,
-    )
-    from .exits import (
         Hypercall as Hypercall,
-    )
-    from .exits import (
         Hyperv as Hyperv,
-    )
-    from .exits import (
         HypervHypercall as HypervHypercall,
-    )
-    from .exits import (
         HypervSyndbg as HypervSyndbg,
-    )
-    from .exits import (
         HypervSynic as HypervSynic,
-    )
-    from .exits import (
         InternalError as InternalError,
-    )
-    from .exits import (
         Intr as Intr,
-    )
-    from .exits import (
         IoapicEoi as IoapicEoi,
-    )
-    from .exits import (
         IoIn as IoIn,
-    )
-    from .exits import (
         IoOut as IoOut,
-    )
-    from .exits import (
         IrqWindowOpen as IrqWindowOpen,
-    )
-    from .exits import (
         Kicked as Kicked,
-    )
-    from .exits import (
         MemoryFault as MemoryFault,
-    )
-    from .exits import (
         MmioRead as MmioRead,
-    )
-    from .exits import (
         MmioWrite as MmioWrite,
-    )
-    from .exits import (
         Nmi as Nmi,
-    )
-    from .exits import (
         Notify as Notify,
-    )
-    from .exits import (
         OtherExit as OtherExit,
-    )
-    from .exits import (
         PowerOff as PowerOff,
-    )
-    from .exits import (
         Rdmsr as Rdmsr,
-    )
-    from .exits import (
         Reset as Reset,
-    )
-    from .exits import (
         SetTpr as SetTpr,
-    )
-    from .exits import (
         Shutdown as Shutdown,
-    )
-    from .exits import (
         SystemEvent as SystemEvent,
-    )
-    from .exits import (
         Tdx as Tdx,
-    )
-    from .exits import (
         Timeout as Timeout,
-    )
-    from .exits import (
         TprAccess as TprAccess,
-    )
-    from .exits import (
         UnexpectedSyscall as UnexpectedSyscall,
-    )
-    from .exits import (
         Unknown as Unknown,
-    )
-    from .exits import (
         Wrmsr as Wrmsr,
-    )
-    from .exits import (
         Xen as Xen,
     )
     from .guest_memfd import (
         GuestMemfd as GuestMemfd,
-    )
-    from .guest_memfd import (
         VmType as VmType,
     )
     from .irqchips import (
         IoapicState as IoapicState,
-    )
-    from .irqchips import (
         PicState as PicState,
-    )
-    from .irqchips import (
         PitState as PitState,
-    )
-    from .irqchips import (
         RedirectionEntry as RedirectionEntry,
     )
-    from .kvm import (
-        KVM as KVM,
-    )
-    from .machine import (
-        Machine as Machine,
-    )
+    from .kvm import KVM as KVM
+    from .machine import Machine as Machine
     from .memory import (
         GuestMemory as GuestMemory,
-    )
-    from .memory import (
         HugePageFallbackWarning as HugePageFallbackWarning,
     )
     from .routing import (
         HvSintRoute as HvSintRoute,
-    )
-    from .routing import (
         IrqchipRoute as IrqchipRoute,
-    )
-    from .routing import (
         MsiMessage as MsiMessage,
-    )
-    from .routing import (
         MsiRoute as MsiRoute,
-    )
-    from .routing import (
         XenEventRoute as XenEventRoute,
     )
-    from .state.vcpu import (
-        VcpuState as VcpuState,
-    )
-    from .stepping import (
-        Step as Step,
-    )
-    from .vcpu import (
-        VCPU as VCPU,
-    )
-    from .vm import (
-        VM as VM,
-    )
-    from .vm_filters import (
-        MsrRange as MsrRange,
-    )
-    from .vm_irq import (
-        IrqStatus as IrqStatus,
-    )
-    from .x86.asm import (
-        asm as asm,
-    )
-    from .x86.descriptors import (
-        Gate as Gate,
-    )
-    from .x86.modes import (
-        Mode as Mode,
-    )
+    from .state.vcpu import VcpuState as VcpuState
+    from .stepping import Step as Step
+    from .vcpu import VCPU as VCPU
+    from .vm import VM as VM
+    from .vm_filters import MsrRange as MsrRange
+    from .vm_irq import IrqStatus as IrqStatus
+    from .x86.asm import asm as asm
+    from .x86.descriptors import Gate as Gate
+    from .x86.modes import Mode as Mode
 
     REAL_MODE = Mode.REAL_16
     PROTECTED_MODE = Mode.PROTECTED_32

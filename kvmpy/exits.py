@@ -17,21 +17,21 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from .exit_base import Exit as Exit
-from .exit_base import exit_value
-from .exit_calls import Hypercall as Hypercall
-from .exit_calls import Hyperv as Hyperv
-from .exit_calls import HypervHypercall as HypervHypercall
-from .exit_calls import HypervOther as HypervOther
-from .exit_calls import HypervSyndbg as HypervSyndbg
-from .exit_calls import HypervSynic as HypervSynic
-from .exit_calls import Rdmsr as Rdmsr
-from .exit_calls import SystemEvent as SystemEvent
-from .exit_calls import Tdx as Tdx
-from .exit_calls import Wrmsr as Wrmsr
-from .exit_calls import Xen as Xen
-from .exit_names import DR6_FLAGS, INTERNAL_ERRORS
-from .exit_names import REASONS as REASONS
+from .exit_base import Exit as Exit, exit_value
+from .exit_calls import (
+    Hypercall as Hypercall,
+    Hyperv as Hyperv,
+    HypervHypercall as HypervHypercall,
+    HypervOther as HypervOther,
+    HypervSyndbg as HypervSyndbg,
+    HypervSynic as HypervSynic,
+    Rdmsr as Rdmsr,
+    SystemEvent as SystemEvent,
+    Tdx as Tdx,
+    Wrmsr as Wrmsr,
+    Xen as Xen,
+)
+from .exit_names import DR6_FLAGS, INTERNAL_ERRORS, REASONS as REASONS
 from .records import flags_text
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
 """Every KVM ioctl of x86 by name. Made by native/ioctls_stub.py: do not edit."""
 
-from .ioctl import Ioctl as Ioctl
-from .ioctl import lacks as lacks
-from .ioctl import remember_origin as remember_origin
+from .ioctl import Ioctl as Ioctl, lacks as lacks, remember_origin as remember_origin
 
 ALL: dict[str, Ioctl]
 

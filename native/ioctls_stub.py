@@ -13,9 +13,7 @@ TABLE = Path(__file__).resolve().parent.parent / "kvmpy" / "ioctl_table.py"
 HEAD = '''\
 """Every KVM ioctl of x86 by name. Made by native/ioctls_stub.py: do not edit."""
 
-from .ioctl import Ioctl as Ioctl
-from .ioctl import lacks as lacks
-from .ioctl import remember_origin as remember_origin
+from .ioctl import Ioctl as Ioctl, lacks as lacks, remember_origin as remember_origin
 
 ALL: dict[str, Ioctl]
 '''

@@ -15,9 +15,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
 from .. import exits
-from ..boot import LoadedImage
-from ..boot import detect as detect_format
-from ..boot import load as load_image
+from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
 from ..errors import ClosedError, StillRunningError
 from ..exits import Exit
@@ -29,8 +27,7 @@ from .expect import Receiver, ScriptConsole
 from .outcome import Outcome, judge
 from .output import printable
 from .pc import Pc, stand_in_for_firmware
-from .threads import Ending as ThreadEnding
-from .threads import VcpuThreads
+from .threads import Ending as ThreadEnding, VcpuThreads
 
 if TYPE_CHECKING:
     from ..boot.files import Image

@@ -10,34 +10,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .clock import Clock as Clock
     from .host import HostIdentity as HostIdentity
-    from .interrupts import LAPIC_REGISTERS as LAPIC_REGISTERS
-    from .interrupts import ExceptionEvent as ExceptionEvent
-    from .interrupts import InterruptEvent as InterruptEvent
-    from .interrupts import Lapic as Lapic
-    from .interrupts import MpState as MpState
-    from .interrupts import NmiEvent as NmiEvent
-    from .interrupts import SmiEvent as SmiEvent
-    from .interrupts import TripleFaultEvent as TripleFaultEvent
-    from .interrupts import VcpuEvents as VcpuEvents
-    from .nested import NestedState as NestedState
-    from .nested import SvmHeader as SvmHeader
-    from .nested import VmxHeader as VmxHeader
-    from .registers import Breakpoint as Breakpoint
-    from .registers import DebugRegs as DebugRegs
-    from .registers import DescriptorTable as DescriptorTable
-    from .registers import Fpu as Fpu
-    from .registers import Regs as Regs
-    from .registers import Segment as Segment
-    from .registers import Sregs as Sregs
-    from .registers import Sregs2 as Sregs2
-    from .registers import Xcr as Xcr
-    from .registers import Xcrs as Xcrs
+    from .interrupts import (
+        LAPIC_REGISTERS as LAPIC_REGISTERS,
+        ExceptionEvent as ExceptionEvent,
+        InterruptEvent as InterruptEvent,
+        Lapic as Lapic,
+        MpState as MpState,
+        NmiEvent as NmiEvent,
+        SmiEvent as SmiEvent,
+        TripleFaultEvent as TripleFaultEvent,
+        VcpuEvents as VcpuEvents,
+    )
+    from .nested import NestedState as NestedState, SvmHeader as SvmHeader, VmxHeader as VmxHeader
+    from .registers import (
+        Breakpoint as Breakpoint,
+        DebugRegs as DebugRegs,
+        DescriptorTable as DescriptorTable,
+        Fpu as Fpu,
+        Regs as Regs,
+        Segment as Segment,
+        Sregs as Sregs,
+        Sregs2 as Sregs2,
+        Xcr as Xcr,
+        Xcrs as Xcrs,
+    )
     from .vcpu import VcpuState as VcpuState
-    from .xsave import Component as Component
-    from .xsave import Xsave as Xsave
-    from .xsave import host_layout as host_layout
-    from .xsave import layout_of as layout_of
-    from .xsave import request_guest_permission as request_guest_permission
+    from .xsave import (
+        Component as Component,
+        Xsave as Xsave,
+        host_layout as host_layout,
+        layout_of as layout_of,
+        request_guest_permission as request_guest_permission,
+    )
 
 # module -> what is public of it. Imported when first used, as all of kvmpy.
 _PUBLIC = {

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from kvmpy.memory import HOLE_END as HOLE_END
-from kvmpy.memory import HOLE_START as HOLE_START
-from kvmpy.memory import PAGE_SIZE as PAGE_SIZE
+from kvmpy.memory import HOLE_END as HOLE_END, HOLE_START as HOLE_START, PAGE_SIZE as PAGE_SIZE
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20

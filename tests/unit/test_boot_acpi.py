@@ -17,8 +17,7 @@ from acpi_reader import (
     resources,
 )
 from boot_images import MIB, Segment, boot_sector, bzimage, elf, pvh
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from kvmpy.boot import acpi, aml, load, memory_map
 from kvmpy.boot.acpi import VirtioMmio, build_acpi

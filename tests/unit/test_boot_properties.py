@@ -28,8 +28,7 @@ from boot_images import (
     pvh,
     vmlinux,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kvmpy.boot import FORMATS, LoadedImage, detect, load
 from kvmpy.errors import ImageError

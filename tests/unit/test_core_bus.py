@@ -3,8 +3,7 @@
 import threading
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import kvmpy
 from kvmpy.bus import Bus, ClaimError

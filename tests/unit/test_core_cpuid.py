@@ -1,8 +1,7 @@
 """CPUID tables: lookup, editing, and what becomes a vCPU's own (correctness 10, 11)."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import kvmpy
 from kvmpy.cpuid import HAS_INDEX, Cpuid, Leaf

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import kvmpy
-from kvmpy import _native, errors, ioctls
-from kvmpy import ioctl as ioctl_module
+from kvmpy import _native, errors, ioctl as ioctl_module, ioctls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLE = {"struct kvm_msrs", "struct kvm_cpuid2", "struct kvm_msr_list"}

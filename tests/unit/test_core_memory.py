@@ -5,8 +5,7 @@ import os
 import warnings
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from kvmpy.errors import ClosedError, GuestMemoryError
 from kvmpy.memory import (

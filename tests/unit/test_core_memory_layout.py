@@ -3,8 +3,7 @@
 import errno
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import kvmpy
 from kvmpy import ioctls

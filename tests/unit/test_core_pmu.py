@@ -1,8 +1,7 @@
 """Encodings of PMU events, against the layout in the KVM API ("4.120 KVM_SET_PMU_EVENT_FILTER")."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from kvmpy.pmu import amd_event, intel_event, masked_event
 

@@ -1,7 +1,6 @@
 """kvm_run as nobody's kernel would leave it: decoding and answering keep within it."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import kvmpy
 from kvmpy import _native, exit_decode, exits

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from kvmpy.host import topology
 from kvmpy.host.topology import PinError, check_pin, format_cpu_list, parse_cpu_list

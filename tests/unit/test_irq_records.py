@@ -1,8 +1,7 @@
 """Interrupt controllers, routes, messages and Xen attributes as values: there and back."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import kvmpy
 from kvmpy import _native, encryption, irqchips, routing, vm_events, xen

@@ -1,8 +1,7 @@
 """MSR filter ranges: limits, bitmaps, and the rule KVM decides by."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import kvmpy
 from kvmpy import MsrRange, vm_filters

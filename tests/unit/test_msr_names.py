@@ -1,8 +1,7 @@
 """MSRs by name: the table is consistent; values as text."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from kvmpy import msr_names, msr_values, msrs
 

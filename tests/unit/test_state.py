@@ -6,8 +6,7 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import kvmpy
 from kvmpy.cpuid import Cpuid, Leaf

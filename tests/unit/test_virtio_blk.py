@@ -9,8 +9,7 @@ import subprocess
 
 import pytest
 import virtio_driver as v
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from virtio_driver import WRITE, Driver
 
 import kvmpy

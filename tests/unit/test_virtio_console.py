@@ -11,8 +11,7 @@ from contextlib import suppress
 
 import pytest
 import virtio_driver as v
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from virtio_driver import WRITE
 from virtio_terminal import RX, RX_DATA, TX, TX_DATA, Terminal
 

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 import virtio_driver as v
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from virtio_driver import Driver, Registers
 
 import kvmpy

@@ -8,8 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import virtio_driver as v
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from virtio_card import (
     F_CSUM,
     F_GUEST_CSUM,

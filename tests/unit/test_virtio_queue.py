@@ -6,8 +6,7 @@ import threading
 
 import pytest
 import virtio_driver as v
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from virtio_driver import INDIRECT, NEXT, WRITE, Driver, descriptor
 
 import kvmpy

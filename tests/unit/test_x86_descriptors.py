@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as some
+from hypothesis import given, strategies as some
 
 from kvmpy.x86 import descriptors as d
 from kvmpy.x86.descriptors import Descriptor, Gate, Tss32, Tss64

@@ -6,8 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import given, settings, strategies as some
 
 from kvmpy.memory import GuestMemory
 from kvmpy.x86 import layout, paging
