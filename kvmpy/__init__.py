@@ -277,8 +277,9 @@ _MODES = {
     "LONG_MODE": "LONG_64",
 }
 _ROOMS = (
-    "boot", "capabilities", "devices", "encryption", "guest_memfd", "guests", "host", "ioctls",
-    "irqchips", "machine", "msrs", "pmu", "routing", "state", "vm_irq", "x86", "xen",
+    "binary_stats", "boot", "capabilities", "devices", "enabling", "encryption", "guest_memfd",
+    "guests", "host", "ioctls", "irqchips", "machine", "msrs", "pmu", "routing", "state", "vm_irq",
+    "x86", "xen",
 )  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 

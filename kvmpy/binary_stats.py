@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import _native, ioctls
+from . import _native
 from .errors import ClosedError, KvmpyError
+from .values import dataclass
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -462,32 +462,3 @@ class Stats(StatsView):
         if self._fd < 0:
             return "<Stats, closed>"
         return repr(self.snapshot()).replace("<Snapshot", f"<Stats of {self.id}", 1)
-
-
-class StatsMethods:
-    """The part of a VM or vCPU that has statistics."""
-
-    _stats: Stats | None = None
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-
-    @property
-    def stats(self) -> Stats:
-        """KVM's statistics of this VM or vCPU (KVM_GET_STATS_FD).
-
-        Raises UnsupportedError without KVM_CAP_BINARY_STATS_FD (before Linux 5.14).
-
-        >>> "remote_tlb_flush" in vm.stats, "io_exits" in cpu.stats
-        (True, True)
-        """
-        fd = self.fileno()
-        if self._stats is None:
-            self._stats = Stats(ioctls.KVM_GET_STATS_FD(fd))
-        return self._stats
-
-    def _close_stats(self) -> None:
-        stats, self._stats = self._stats, None
-        if stats is not None:
-            stats.close()

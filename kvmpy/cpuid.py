@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from .values import dataclass
 
 if TYPE_CHECKING:
     from .cpuid_diff import CpuidDiff

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from . import cpuid_features as cf
 from .cpuid import Cpuid, Leaf
+from .values import dataclass
 
 _REGISTERS = ("eax", "ebx", "ecx", "edx")
 

@@ -7,12 +7,12 @@ that only describe it, and its part of the XSAVE area (leaf 0Dh).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 from . import cpuid_features as cf
 from .cpuid import HAS_INDEX, Cpuid, Leaf
 from .errors import UnsupportedError
+from .values import replace
 
 _Leaves = dict[tuple[int, int], Leaf]
 

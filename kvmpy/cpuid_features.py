@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from .values import dataclass
 
 SDM = 'SDM vol. 2, "CPUID"'
 APM = "APM vol. 3, appendix E"

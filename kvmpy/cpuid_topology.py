@@ -8,11 +8,11 @@ APM vol. 3, appendix E; what Linux makes of them (arch/x86/kernel/cpu/topology*,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .cpuid import HAS_INDEX, Cpuid, Leaf
 from .errors import UnsupportedError
+from .values import dataclass, replace
 
 #: The highest id of a local APIC in xAPIC mode; 255 is "all" (SDM vol. 3, "Local APIC ID").
 HIGHEST_XAPIC_ID = 254

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar, dataclass_transform
 
 from .records import flags_text, value_text
+from .values import dataclass, names
 
 _T = TypeVar("_T")
 
@@ -38,7 +38,7 @@ class Exit:
     flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {}
 
     def __repr__(self) -> str:
-        parts = (f"{field.name}={self._text(field.name)}" for field in fields(self))
+        parts = (f"{name}={self._text(name)}" for name in names(self))
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _text(self, name: str) -> str:

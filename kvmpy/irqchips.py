@@ -8,11 +8,11 @@ are decoded (Intel 82093AA and 8254 data sheets).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, Self
 
 from . import _native
 from .records import Record, value_text
+from .values import dataclass, names, replace
 
 _lib = _native.lib
 
@@ -258,9 +258,9 @@ class PitChannel(Record):
     def __repr__(self) -> str:
         shown = ("count", "mode", "rw_mode", "gate", "bcd")
         rest = [
-            f"{f.name}={self._text(f.name)}"
-            for f in fields(self)
-            if f.name not in shown and getattr(self, f.name)
+            f"{name}={self._text(name)}"
+            for name in names(self)
+            if name not in shown and getattr(self, name)
         ]
         return f"PitChannel({', '.join([f'{n}={self._text(n)}' for n in shown] + rest)})"
 

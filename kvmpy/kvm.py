@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from typing import Any
 
 from . import _native, capabilities, ioctls
@@ -23,6 +22,7 @@ from .errors import (
 from .guest_memfd import VmType, decode_vm_types
 from .kvm_extras import ExtraMethods
 from .msrs import FeatureMsrs
+from .values import replace
 
 _ffi = _native.ffi
 

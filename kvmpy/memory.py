@@ -11,7 +11,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from . import _native
@@ -63,7 +62,6 @@ def parse_size(size: int | str) -> int:
     return value
 
 
-@dataclass(eq=False, repr=False)
 class Region:
     """One contiguous piece of guest physical memory, backed by one host mapping.
 
@@ -71,13 +69,12 @@ class Region:
     A read-only region is so for the guest; the host fills it.
     """
 
-    gpa: int
-    size: int
-    read_only: bool
-    backing: Backing
-    view: memoryview
-    fd: int | None = None
-    _map: mmap.mmap | None = field(default=None)
+    def __init__(
+        self, gpa: int, size: int, read_only: bool, backing: Backing, view: memoryview,
+        fd: int | None = None, _map: mmap.mmap | None = None,
+    ):  # fmt: skip
+        self.gpa, self.size, self.read_only, self.backing = gpa, size, read_only, backing
+        self.view, self.fd, self._map = view, fd, _map
 
     @property
     def end(self) -> int:

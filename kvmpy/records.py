@@ -7,11 +7,11 @@ a way that a person can read. The compiler has the last word on the layout, as e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
 
 from . import _native
 from .ioctl import Ioctl
+from .values import dataclass, names
 
 if TYPE_CHECKING:
     from .vcpu import VCPU
@@ -46,8 +46,8 @@ class Record:
 
     def fill(self, structure: Any) -> None:
         """Write the fields into a C structure."""
-        for field in fields(self):
-            _write(structure, field.name, getattr(self, field.name))
+        for name in names(self):
+            _write(structure, name, getattr(self, name))
 
     def to_c(self) -> Any:
         """A new C structure, padding zero."""
@@ -61,7 +61,7 @@ class Record:
         >>> kvmpy.state.Xcrs().to_json()
         {'xcrs': [{'xcr': 0, 'value': 1}], 'flags': 0}
         """
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {name: _plain(getattr(self, name)) for name in names(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -77,7 +77,7 @@ class Record:
         return cls(**{name: _unplain(data[name], shape) for name, shape in shapes.items()})
 
     def __repr__(self) -> str:
-        parts = (f"{f.name}={self._text(f.name)}" for f in fields(self))
+        parts = (f"{name}={self._text(name)}" for name in names(self))
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _text(self, name: str) -> str:
@@ -128,7 +128,7 @@ _known_readers: dict[type, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
 def _shapes(cls: type[Record]) -> dict[str, Any]:
     if cls not in _known_shapes:
         hints = get_type_hints(cls)
-        _known_shapes[cls] = {field.name: hints[field.name] for field in fields(cls)}
+        _known_shapes[cls] = {name: hints[name] for name in names(cls)}
     return _known_shapes[cls]
 
 
@@ -208,9 +208,9 @@ def differences(a: object, b: object, path: str = "") -> Iterator[tuple[str, obj
     [('flags', 0, 1)]
     """
     if isinstance(a, Record) and type(a) is type(b):
-        for field in fields(a):
-            name = f"{path}.{field.name}" if path else field.name
-            yield from differences(getattr(a, field.name), getattr(b, field.name), name)
+        for name in names(a):
+            where = f"{path}.{name}" if path else name
+            yield from differences(getattr(a, name), getattr(b, name), where)
     elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from differences(x, y, f"{path}[{i}]")

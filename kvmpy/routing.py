@@ -12,13 +12,12 @@ from typing import Any, Self
 
 from . import _native
 from .irqchips import DELIVERY_MODES, DEST_MODES, TRIGGERS, choice
+from .xen_methods import XEN_2LEVEL as XEN_2LEVEL
 
 _lib, _ffi = _native.lib, _native.ffi
 
 #: Where MSI addresses start; the LAPICs' registers are there too, for a CPU's own accesses.
 MSI_BASE = 0xFEE0_0000
-#: XenEventRoute.priority: deliver by the 2-level ABI.
-XEN_2LEVEL = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, kw_only=True)

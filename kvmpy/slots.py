@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import _native, ioctls
 from .errors import ClosedError, GuestMemoryError, UnsupportedError
 from .memory import PAGE_SIZE, Region
+from .values import dataclass, replace
 
 if TYPE_CHECKING:
     from .guest_memfd import GuestMemfd

@@ -12,17 +12,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import _native, exit_decode, exits, ioctls
-from .binary_stats import StatsMethods
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid import Cpuid
 from .dirty import DirtyRingMethods
-from .enabling import VcpuEnableMethods
+from .enabling_methods import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import Exit
 from .hyperv import HypervVcpuMethods
 from .msrs import Msrs
 from .regs import Registers, SpecialRegisters
 from .stats import RunStats
+from .stats_methods import StatsMethods
 from .vcpu_answer import AnswerMethods
 from .vcpu_apic import ApicMethods
 from .vcpu_debug import DebugMethods
@@ -30,7 +30,7 @@ from .vcpu_memory import MemoryMethods
 from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
 from .vcpu_translate import TranslateMethods
-from .xen import XenVcpuMethods
+from .xen_methods import XenVcpuMethods
 
 if TYPE_CHECKING:
     from .vm import VM

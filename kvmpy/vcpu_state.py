@@ -266,7 +266,7 @@ class StateMethods:
         >>> cpu.xsave.value("xmm0")
         7
         """
-        from .state.transfer import get_xsave
+        from .state.xsave import get_xsave
 
         return get_xsave(_vcpu(self), self._settle(0))
 

@@ -4,12 +4,12 @@ read and written by them."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _native, ioctls
 from .errors import GuestMemoryError
 from .records import Record
+from .values import dataclass
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -7,12 +7,11 @@ import weakref
 from typing import TYPE_CHECKING, Literal
 
 from . import _native, capabilities, ioctls
-from .binary_stats import StatsMethods
 from .bus import Bus, BusMethods
 from .cpuid import Cpuid
 from .device import DeviceMethods
 from .dirty import DirtyMethods
-from .enabling import VmEnableMethods
+from .enabling_methods import VmEnableMethods
 from .encryption import EncryptionMethods
 from .errors import ClosedError
 from .hyperv import HypervMethods
@@ -20,6 +19,7 @@ from .kvm import KVM
 from .memory import Backing, GuestMemory
 from .pmu import PmuMethods
 from .slots import Slots
+from .stats_methods import StatsMethods
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
 from .vm_events import EventMethods
@@ -27,7 +27,7 @@ from .vm_filters import FilterMethods
 from .vm_irq import IrqMethods
 from .vm_memory import MemoryMethods
 from .x86 import layout
-from .xen import XenMethods
+from .xen_methods import XenMethods
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

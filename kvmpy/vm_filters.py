@@ -4,13 +4,13 @@ KVM_X86_SET_MSR_FILTER" and "7.21 KVM_CAP_X86_USER_SPACE_MSR")."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _native, ioctls
 from .bus import Bus, ClaimError
 from .exit_names import MSR_REASONS
 from .msrs import Key, index_of, name_of
+from .values import dataclass
 
 _lib, _ffi = _native.lib, _native.ffi
 

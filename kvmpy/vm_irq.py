@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from . import _native, capabilities, ioctls
 from .errors import KvmIoctlError, UnsupportedError
-from .irqchips import CHIPS, IoapicState, PicState, PitState
-from .routing import MsiMessage, MsiRoute, Route, _fill_msi, _table, default_routes
+
+if TYPE_CHECKING:
+    from .irqchips import IoapicState, PicState, PitState
+    from .routing import MsiMessage, Route
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -65,7 +67,8 @@ class IrqMethods:
 
     #: "kernel": PIC, IOAPIC and LAPICs in KVM; "split": LAPICs only; None: no irqchip.
     irqchip: Literal["kernel", "split"] | None = None
-    _routes: tuple[Route, ...] = ()
+    #: None: those that KVM's irqchip comes with.
+    _routes: tuple[Route, ...] | None = ()
     _x2apic_ids = False
 
     if TYPE_CHECKING:
@@ -101,7 +104,7 @@ class IrqMethods:
             self.irqchip, self._routes = "split", ()
         else:
             ioctls.KVM_CREATE_IRQCHIP(self.fileno())
-            self.irqchip, self._routes = "kernel", default_routes()
+            self.irqchip, self._routes = "kernel", None
 
     def set_boot_cpu(self, id: int) -> None:
         """KVM_SET_BOOT_CPU_ID: which vCPU is the bootstrap processor; 0 unless this is called
@@ -214,6 +217,8 @@ class IrqMethods:
             ioctls.KVM_GET_PIT2(self.fileno(), structure)
         else:  # the same three channels, and nothing after them
             ioctls.KVM_GET_PIT(self.fileno(), structure)
+        from .irqchips import PitState
+
         return PitState.from_c(structure)
 
     @pit.setter
@@ -248,6 +253,10 @@ class IrqMethods:
         ...     other.gsi_routes == kvmpy.routing.default_routes()
         True
         """
+        if self._routes is None:
+            from .routing import default_routes
+
+            self._routes = default_routes()
         return self._routes
 
     def set_gsi_routing(self, routes: Iterable[Route]) -> None:
@@ -259,6 +268,8 @@ class IrqMethods:
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.set_gsi_routing(kvmpy.routing.default_routes())
         """
+        from .routing import MsiRoute, _table
+
         structure, entries = _table(routes, self.check_extension(_lib.KVM_CAP_IRQ_ROUTING))
         for route in entries:
             if isinstance(route, MsiRoute):
@@ -275,10 +286,13 @@ class IrqMethods:
         ...     other.add_msi_route(kvmpy.MsiMessage(vector=0x41))
         24
         """
+        from .routing import MsiRoute
+
+        routes = self.gsi_routes
         if gsi is None:
-            used = {route.gsi for route in self._routes}
+            used = {route.gsi for route in routes}
             gsi = next(n for n in range(IOAPIC_PINS, IOAPIC_PINS + len(used) + 1) if n not in used)
-        others = (route for route in self._routes if route.gsi != gsi)
+        others = (route for route in routes if route.gsi != gsi)
         self.set_gsi_routing((*others, MsiRoute.of(gsi, message)))
         return gsi
 
@@ -314,6 +328,8 @@ class IrqMethods:
         ...     other.signal_msi(0xFEE0_0000, 0x41)  # its LAPIC is not enabled yet
         False
         """
+        from .routing import MsiMessage, _fill_msi
+
         if isinstance(address, MsiMessage):
             if data is not None:
                 raise TypeError("an MsiMessage has its data")
@@ -342,6 +358,8 @@ class IrqMethods:
 
 
 def _chip(chip: str) -> tuple[int, str, type[PicState] | type[IoapicState]]:
+    from .irqchips import CHIPS
+
     if chip not in CHIPS:
         raise ValueError(f"irqchip {chip!r} is not one of {', '.join(CHIPS)}")
     return CHIPS[chip]

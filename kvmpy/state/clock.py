@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from ..records import Record, flags_text
+from ..values import dataclass
 
 
 @dataclass(frozen=True, repr=False)

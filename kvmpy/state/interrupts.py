@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from .. import _native
 from ..records import Record, flags_text
+from ..values import dataclass, replace
 
 _lib = _native.lib
 

@@ -5,11 +5,11 @@ KVM_GET_NESTED_STATE").
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import _native
 from ..records import flags_text
+from ..values import dataclass
 
 _ffi = _native.ffi
 _C: Final = "struct kvm_nested_state *"

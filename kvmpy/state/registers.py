@@ -5,12 +5,12 @@ Unlike the live views of :mod:`kvmpy.regs` these are copies, frozen: to save, co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final
 
 from .. import _native
 from ..records import Record, flags_text
 from ..regs import general_text, segment_kind, special_text
+from ..values import dataclass, names, replace
 from .xsave import Xsave
 
 _ffi = _native.ffi
@@ -183,7 +183,7 @@ class Sregs2(_Special):
         return special_text(self) + (f"\npdptrs {pointers}" if self.flags & 1 else "")
 
 
-_COMMON: Final = tuple(part.name for part in fields(_Special))
+_COMMON: Final = names(_Special)
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import _native, ioctls
@@ -10,13 +9,14 @@ from ..cpuid import Cpuid
 from ..differences import Difference, Differences
 from ..errors import KvmpyError, StateMismatchError
 from ..records import Record
+from ..values import replace
 from . import msr_list
 from .host import HostIdentity, at_rest, missing_features
 from .interrupts import Lapic, VcpuEvents
 from .nested import HEADER_SIZE, NestedState
 from .registers import DebugRegs, Regs, Sregs, Sregs2, Xcrs
 from .vcpu import VcpuState
-from .xsave import Xsave, host_layout
+from .xsave import Xsave, get_xsave, host_layout
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
@@ -86,15 +86,6 @@ def get_sregs2(cpu: VCPU, fd: int) -> Sregs2:
         found: Sregs2 = get(cpu, fd, Sregs2, ioctls.KVM_GET_SREGS2)
         return found
     return Sregs2.of(get(cpu, fd, Sregs, ioctls.KVM_GET_SREGS))
-
-
-def get_xsave(cpu: VCPU, fd: int) -> Xsave:
-    """The whole area: KVM_GET_XSAVE2 where the area can be larger than a page."""
-    area = bytearray(cpu.xsave_size)
-    wide = cpu._constant("KVM_CAP_XSAVE2")
-    ioctl = ioctls.KVM_GET_XSAVE2 if wide else ioctls.KVM_GET_XSAVE
-    ioctl(fd, area, f"{len(area)} bytes")
-    return Xsave(bytes(area), host_layout())
 
 
 def get_nested(cpu: VCPU, fd: int) -> NestedState | None:

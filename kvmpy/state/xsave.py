@@ -7,12 +7,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from .. import _native
+from .. import _native, ioctls
 from ..errors import UnsupportedError
 from ..records import flags_text
+from ..values import dataclass
+
+if TYPE_CHECKING:
+    from ..vcpu import VCPU
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -412,3 +415,16 @@ def request_guest_permission(component: str = "tiledata") -> None:
     raise PermissionError(
         code, f"no guest permission for {component} any more: a vCPU of this process exists"
     )
+
+
+def get_xsave(cpu: VCPU, fd: int) -> Xsave:
+    """The whole area: KVM_GET_XSAVE2 where the area can be larger than a page.
+
+    >>> kvmpy.state.xsave.get_xsave(cpu, cpu.fileno()).components()[:2]
+    ('x87', 'sse')
+    """
+    area = bytearray(cpu.xsave_size)
+    wide = cpu._constant("KVM_CAP_XSAVE2")
+    ioctl = ioctls.KVM_GET_XSAVE2 if wide else ioctls.KVM_GET_XSAVE
+    ioctl(fd, area, f"{len(area)} bytes")
+    return Xsave(bytes(area), host_layout())

@@ -12,12 +12,13 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import tempfile
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from kvmpy.errors import AsmError
+
+if TYPE_CHECKING:
+    import subprocess
 
 TIMEOUT: Final = 30.0  # seconds for one run of as or ld; .rept can make them endless
 _FORMAT: Final = "2"  # part of the key: change it with the options or the linker script
@@ -114,6 +115,8 @@ def _version(name: str) -> str:
 
 def _run(command: list[str], stdin: str) -> subprocess.CompletedProcess[str]:
     """Run a tool in the C locale, so that its messages can be read here."""
+    import subprocess
+
     try:
         return subprocess.run(
             command,
@@ -133,6 +136,8 @@ def _run(command: list[str], stdin: str) -> subprocess.CompletedProcess[str]:
 
 
 def _assemble(text: str, bits: int, syntax: str, org: int) -> bytes:
+    import tempfile
+
     # The code size shares a line with the user's first, so that line numbers stay the user's.
     source = f"{_SYNTAX[syntax]}; {_CODE[bits]}; {text}\n"
     elf, emulation = ("--64", "elf_x86_64") if bits == 64 else ("--32", "elf_i386")
@@ -189,6 +194,8 @@ def _read_cache(key: str) -> bytes | None:
 
 def _write_cache(key: str, code: bytes) -> None:
     """Store a result by atomic rename. A cache that cannot be written only costs time."""
+    import tempfile
+
     directory = Path(cache_directory(), "asm")
     with contextlib.suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

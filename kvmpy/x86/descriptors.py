@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Final
+
+from kvmpy.values import dataclass
 
 # --- selectors of the shared GDT ----------------------------------------------------------------
 # The order serves SYSCALL/SYSRET and SYSENTER/SYSEXIT, which derive selectors by adding constants

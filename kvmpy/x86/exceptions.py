@@ -8,9 +8,9 @@ Source: SDM vol. 3, "Interrupt and Exception Handling".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+from kvmpy.values import dataclass
 from kvmpy.x86 import layout
 from kvmpy.x86.layout import MemoryLike
 from kvmpy.x86.state import CR0_PE, EFER_LMA, StubTable

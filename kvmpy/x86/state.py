@@ -7,9 +7,9 @@ can be applied field by field.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from kvmpy.values import dataclass
 from kvmpy.x86.descriptors import DATA_RW, LDT, TSS_BUSY, Descriptor
 
 # --- CR0, CR4, EFER, RFLAGS ---------------------------------------------------------------------

@@ -6,9 +6,9 @@ Source: SDM vol. 3, "Paging".
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final
 
+from kvmpy.values import dataclass
 from kvmpy.x86.layout import PAGE_SIZE, MemoryLike
 from kvmpy.x86.paging import ACCESSED, DIRTY, LARGE, PRESENT, USER, WRITABLE, is_canonical
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import _native, encryption, irqchips, routing, vm_events, xen
+from kvmpy import _native, encryption, irqchips, routing, vm_events, xen, xen_methods
 from kvmpy.records import differences
 
 ffi, lib = _native.ffi, _native.lib
@@ -223,7 +223,7 @@ class Recorder:
         return 0
 
 
-class FakeXen(xen.XenMethods):
+class FakeXen(xen_methods.XenMethods):
     def fileno(self):
         return 0
 
@@ -231,7 +231,7 @@ class FakeXen(xen.XenMethods):
         return 0xFF
 
 
-class FakeXenVcpu(xen.XenVcpuMethods):
+class FakeXenVcpu(xen_methods.XenVcpuMethods):
     vm = FakeXen()
 
     def _settle(self, fields):
@@ -245,7 +245,7 @@ def test_xen_attributes(monkeypatch, value):
     host, kind = (FakeXenVcpu(), "VCPU") if vcpu else (FakeXen(), "HVM")
     recorder = Recorder()
     for name in (f"KVM_XEN_{kind}_SET_ATTR", f"KVM_XEN_{kind}_GET_ATTR"):
-        monkeypatch.setattr(xen.ioctls, name, recorder)
+        monkeypatch.setattr(xen_methods.ioctls, name, recorder)
     host.set_xen_attribute(value)
     assert int.from_bytes(recorder.got[:2], "little") == type(value).number
     assert host.get_xen_attribute(type(value)) == value
@@ -269,7 +269,7 @@ def test_xen_configuration(monkeypatch):
     """The page by KVM itself, or blobs of whole pages; an event."""
     recorder = Recorder()
     for name in ("KVM_XEN_HVM_CONFIG", "KVM_XEN_HVM_EVTCHN_SEND"):
-        monkeypatch.setattr(xen.ioctls, name, recorder)
+        monkeypatch.setattr(xen_methods.ioctls, name, recorder)
     FakeXen().configure_xen(0x4000_0000)
     config = ffi.from_buffer("struct kvm_xen_hvm_config *", recorder.got)
     assert (config.msr, config.flags) == (0x4000_0000, lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL)

@@ -1,0 +1,52 @@
+"""What a short script does not import: ``import kvmpy`` and the first names are fast for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+API = "kvmpy.VM, kvmpy.VCPU, kvmpy.IoOut, kvmpy.Hlt, kvmpy.KvmIoctlError, kvmpy.GuestMemory"
+ASSEMBLED = f"{API}, kvmpy.asm, kvmpy.LONG_MODE"
+
+#: Of the standard library: what makes dataclasses costs more than all of the API's own modules.
+STANDARD = {"ast", "dataclasses", "inspect", "json", "subprocess", "tempfile", "typing_extensions"}
+OTHERS = {"psutil", "rich"}
+#: Tables, records and whole rooms that few scripts use.
+OWN = {
+    "binary_stats", "boot", "cli", "cpuid_diff", "cpuid_edit", "cpuid_features", "cpuid_topology",
+    "debugging", "devices", "differences", "enabling", "explain", "guests", "host", "irqchips",
+    "machine", "msr_names", "msr_values", "routing", "state", "stepping", "xen",
+}  # fmt: skip
+
+
+def imported(expression: str) -> set[str]:
+    """The modules that ``import kvmpy`` and the expression bring into a fresh interpreter."""
+    code = (
+        f"import sys; before = set(sys.modules); import kvmpy; {expression}; "
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("names", [API, ASSEMBLED])
+def test_a_script_imports_little(names):
+    """Neither the parts it does not use, nor what would make their classes."""
+    found = imported(names)
+    assert {"kvmpy.vm", "kvmpy.vcpu", "kvmpy.exits"} <= found
+    assert found & (STANDARD | OTHERS) == set()
+    rooms = {name.split(".")[1] for name in found if name.startswith("kvmpy.")}
+    assert rooms & OWN == set()
+
+
+def test_the_package_alone_imports_nothing_of_its_own():
+    """Each name brings its module when it is first used."""
+    found = imported("None")
+    assert {name for name in found if name.startswith("kvmpy")} == {"kvmpy"}
+
+
+def test_every_public_name_can_be_imported():
+    """In a fresh interpreter, so that no other import has already put it there."""
+    assert "kvmpy.xen" in imported("[getattr(kvmpy, name) for name in kvmpy.__all__]")
