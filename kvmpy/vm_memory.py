@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
+from . import _native, capabilities, ioctls
 from .errors import GuestMemoryError
 from .guest_memfd import GuestMemfd
 from .memory import PAGE_SIZE, parse_size
@@ -96,7 +96,7 @@ class MemoryMethods:
         """KVM_GET_NR_MMU_PAGES: shadow pages KVM may use for this VM; KVM_SET_NR_MMU_PAGES, at
         least 64. Only guests whose paging is shadowed (no EPT or NPT, nested ones) need them.
 
-        Newer kernels let it be set and not read: KvmIoctlError, ENOTTY.
+        From Linux 6.4 on it can be set and not read: KvmIoctlError, ENOTTY.
 
         >>> vm.nr_mmu_pages = 1024
         """
@@ -114,12 +114,14 @@ class MemoryMethods:
         ``size`` in bytes, or "64K"; ``flags``: GUEST_MEMFD_FLAG_*, of which
         ``check_extension("KVM_CAP_GUEST_MEMFD_FLAGS")`` tells those that are there.
 
-        Raises UnsupportedError without KVM_CAP_GUEST_MEMFD.
+        Raises UnsupportedError without KVM_CAP_GUEST_MEMFD. On Linux 6.12 that is for VM types
+        with private memory alone: KVM would make one for others too, and take it in no slot.
 
         >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
         ...     with vm.create_guest_memfd("64K") as memfd:
         ...         assert memfd.size == 65536
         """
+        capabilities.require(self, "KVM_CAP_GUEST_MEMFD")
         memfd = GuestMemfd(self.fileno(), parse_size(size), flags)
         self._guest_memfds.add(memfd)  # each keeps the VM alive in the kernel
         return memfd

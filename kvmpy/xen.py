@@ -19,6 +19,8 @@ _lib = _native.lib
 
 INVALID = (1 << 64) - 1
 """The gfn or gpa that takes a shared page back (KVM_XEN_INVALID_GFN, KVM_XEN_INVALID_GPA)."""
+INTERDOMAIN, IPI = 2, 5
+"""Types of event channels: EVTCHNSTAT_* of Xen's public headers."""
 
 
 class Attribute:
@@ -101,7 +103,8 @@ class RunstateUpdateFlag(VmAttribute):
 @dataclass(frozen=True)
 class EventChannel(VmAttribute):
     """What KVM does with the guest's sends on ``send_port``: raise ``port`` of ``vcpu``, or, with
-    ``eventfd``, signal that. ``type``: 1 interdomain, 2 IPI. It can only be set.
+    ``eventfd``, signal that. ``type``: INTERDOMAIN, or IPI, whose ``port`` is its ``send_port``. It
+    can only be set.
 
     ``flags``: KVM_XEN_EVTCHN_DEASSIGN 1, _UPDATE 2, _RESET 4 (all of them).
     """
@@ -109,7 +112,7 @@ class EventChannel(VmAttribute):
     number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_EVTCHN
     member: ClassVar[str] = "evtchn"
     send_port: int
-    type: int = 2
+    type: int = INTERDOMAIN
     port: int = 0
     vcpu: int = 0
     priority: int = XEN_2LEVEL
@@ -169,7 +172,8 @@ class RunstateCurrent(VcpuAttribute):
 
 @dataclass(frozen=True)
 class RunstateData(VcpuAttribute):
-    """The runstate and the time spent in each, ns, as a whole: of a vCPU that is restored."""
+    """The runstate and the time spent in each, ns, as a whole: of a vCPU that is restored.
+    ``state_entry_time`` is the sum of the times, and not later than the VM's clock."""
 
     number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA
     member: ClassVar[str] = "runstate"
@@ -192,6 +196,12 @@ class RunstateAdjust(VcpuAttribute):
     time_runnable: int = 0
     time_blocked: int = 0
     time_offline: int = 0
+
+    def _fill(self, structure: Any) -> None:
+        super()._fill(structure)
+        # KVM refuses times that do not add up to this one.
+        times = self.time_running + self.time_runnable + self.time_blocked + self.time_offline
+        structure.u.runstate.state_entry_time = times & INVALID
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ import os
 import pytest
 
 import kvmpy
+from kvmpy import _native, ioctls
 from kvmpy.guest_memfd import FLAG_INIT_SHARED, FLAG_MMAP
+
+ffi = _native.ffi
 
 BASE, SIZE, DONE = 0x4000_0000, 0x10000, 0x8000_0000
 #: Ring 3, since kvm_pvm's emulator of ring 0 goes by the host mapping.
@@ -47,6 +50,34 @@ def test_guest_memfd(vm):
     vm.close()
     assert left.closed
     assert repr(left) == "<GuestMemfd, closed>"
+
+
+def test_guest_memfd_that_the_vm_cannot_use(vm):
+    """Linux 6.12 makes one for any VM, and takes it in the slots of few: the method refuses it."""
+    with kvmpy.KVM() as kvm:
+        if not kvm.check_extension("KVM_CAP_GUEST_MEMFD") or has(vm, "GUEST_MEMFD"):
+            pytest.skip("this KVM has guest_memfd for every type of VM, or for none")
+    request = ffi.new("struct kvm_create_guest_memfd *", {"size": SIZE})
+    os.close(ioctls.KVM_CREATE_GUEST_MEMFD(vm.fileno(), request))
+    refused("GUEST_MEMFD", lambda: vm.create_guest_memfd(SIZE))
+
+
+def test_newer_call_for_a_plain_slot(vm):
+    """KVM_SET_USER_MEMORY_REGION2 without a guest_memfd does what the older call does."""
+    if not has(vm, "USER_MEMORY2"):
+        pytest.skip("this KVM has no KVM_CAP_USER_MEMORY2: Linux before 6.8")
+    with mmap.mmap(-1, SIZE) as host:
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(host)))
+        request = ffi.new("struct kvm_userspace_memory_region2 *", {
+            "slot": 5, "guest_phys_addr": BASE, "memory_size": SIZE, "userspace_addr": address,
+        })  # fmt: skip
+        ioctls.KVM_SET_USER_MEMORY_REGION2(vm.fileno(), request)
+        with pytest.raises(kvmpy.KvmIoctlError, match="EEXIST"):
+            vm.set_memory_region(6, BASE, SIZE, address)
+        request.memory_size = 0
+        ioctls.KVM_SET_USER_MEMORY_REGION2(vm.fileno(), request)
+        assert vm.set_memory_region(6, BASE, SIZE, address).gpa == BASE
+        vm.set_memory_region(6, BASE, 0, 0)
 
 
 def test_slot_without_guest_memfd_support(vm):

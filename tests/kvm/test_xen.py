@@ -92,7 +92,7 @@ def test_runstate(xen_vm, start):
     saved = xen.RunstateData(1, 100, time_running=10, time_runnable=20, time_blocked=30,
                              time_offline=40)  # fmt: skip
     cpu.set_xen_attribute(saved)
-    cpu.set_xen_attribute(xen.RunstateAdjust(time_running=5, time_offline=1 << 64 - 5))
+    cpu.set_xen_attribute(xen.RunstateAdjust(time_running=5, time_offline=(1 << 64) - 5))
     data = cpu.get_xen_attribute(xen.RunstateData)
     assert (data.state, data.time_blocked) == (1, 30)
     assert data.time_running >= 15
@@ -152,8 +152,8 @@ def test_guest_sends_events(xen_vm, start, module):
     cpu.set_xen_attribute(xen.VcpuInfo(INFO))
     event = os.eventfd(0, os.EFD_NONBLOCK)
     try:
-        xen_vm.set_xen_attribute(xen.EventChannel(30, type=1, eventfd=event))
-        xen_vm.set_xen_attribute(xen.EventChannel(31, port=31))
+        xen_vm.set_xen_attribute(xen.EventChannel(30, eventfd=event))
+        xen_vm.set_xen_attribute(xen.EventChannel(31, type=xen.IPI, port=31))
         xen_vm.memory.write(0x6000, (30).to_bytes(4, "little"))
         assert cpu.expect(kvmpy.IoOut, timeout=5).value == 0
         assert os.eventfd_read(event) == 1

@@ -258,11 +258,19 @@ def test_xen_event_channels():
     channel = structure.u.evtchn
     assert (structure.type, channel.send_port, channel.type) == (3, 5, 2)
     assert (channel.deliver.port.port, channel.deliver.port.vcpu) == (6, 1)
-    xen.EventChannel(5, type=1, eventfd=9, flags=2)._fill(structure)
-    assert (channel.type, channel.flags) == (1, 2)
+    xen.EventChannel(5, type=xen.IPI, eventfd=9, flags=2)._fill(structure)
+    assert (channel.type, channel.flags) == (5, 2)
     assert (channel.deliver.eventfd.port, channel.deliver.eventfd.fd) == (0, 9)
     with pytest.raises(TypeError, match="only be set"):
         xen.EventChannel._of(structure)
+
+
+def test_xen_adjustment_adds_up():
+    """KVM refuses one whose entry time is not the sum of the others, which may wrap."""
+    structure = ffi.new("struct kvm_xen_vcpu_attr *")
+    xen.RunstateAdjust(time_running=9, time_blocked=(1 << 64) - 4)._fill(structure)
+    assert structure.u.runstate.state_entry_time == 5
+    assert structure.u.runstate.state == xen.INVALID
 
 
 def test_xen_configuration(monkeypatch):
