@@ -61,7 +61,7 @@ bench: $(VENV)/.test
 PYTEST   := $(BIN)/python -m pytest
 RIG      := $(PYTHON) tests/rigs/run.py
 VMX_LEFT_OUT = $(addprefix --ignore tests/kvm/test_,boot_command.py host.py signals.py \
-	examples.py readme.py)
+	examples.py readme.py pytest_plugin.py)
 
 # Two judges. The table: a failed test, or a run that left no results, fails it. API coverage: an
 # ioctl of x86 that is missing, or that no test ever made.
@@ -85,7 +85,7 @@ test-all:
 	@$(MAKE) --no-print-directory test VMX_LEFT_OUT=
 
 test-fast: $(VENV)/.test
-	$(PYTEST) -m 'not slow' $(ARGS)
+	HYPOTHESIS_PROFILE=fast KVMPY_VIRTIO_ROUNDS=500 $(PYTEST) -m 'not slow' $(ARGS)
 
 test-svm: $(VENV)/.test
 	$(RIG) svm --optional --junit results/svm.xml -- python -m pytest tests/kvm -q -m 'not slow'

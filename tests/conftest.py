@@ -44,6 +44,18 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[_stderr] = os.dup(2)
     _record_use()
+    if not RIG:  # nothing there uses Hypothesis, and its import takes seconds
+        _choose_hypothesis_profile()
+
+
+def _choose_hypothesis_profile() -> None:
+    """HYPOTHESIS_PROFILE=fast: a quarter of the examples, where a test does not say how many. No
+    deadlines: the machine may be busy."""
+    from hypothesis import settings
+
+    settings.register_profile("full", deadline=None)
+    settings.register_profile("fast", deadline=None, max_examples=25)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -326,22 +338,31 @@ def native_program(
     directory = tmp_path_factory.mktemp("native")
     flags = shlex.split(os.environ.get("KVMPY_NATIVE_CFLAGS", ""))
     runner = shlex.split(os.environ.get("KVMPY_NATIVE_RUNNER", ""))
+    compiler = [
+        *shlex.split(os.environ.get("CC", "gcc")), "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra",
+        "-Werror", "-Wno-missing-field-initializers", *flags, f"-I{NATIVE}",
+    ]  # fmt: skip
+
+    @functools.cache
+    def shim() -> list[str]:
+        """The shim's object files: compiled once, linked into each program."""
+        objects = directory / "shim"
+        objects.mkdir()
+        sources = sorted(map(str, NATIVE.glob("*.c")))
+        subprocess.run([*compiler, "-c", *sources], cwd=objects, check=True)
+        return sorted(map(str, objects.glob("*.o")))
 
     @functools.cache
     def build(name: str, *options: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-        compiler = shlex.split(os.environ.get("CC", "gcc"))
         if shutil.which(compiler[0]) is None:
             pytest.skip("no C compiler: the C tests of the shim need one (apt install gcc)")
         if not NATIVE.is_dir():
             pytest.skip("the C sources of the shim are not here")
         program = directory / name.removesuffix(".c")
-        command = [
-            *compiler, "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror",
-            "-Wno-missing-field-initializers", *flags,
-            f"-I{NATIVE}", "-o", str(program), str(TESTS / "native" / name),
-            *sorted(map(str, NATIVE.glob("*.c"))), "-pthread", *options,
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
+        source = str(TESTS / "native" / name)
+        subprocess.run(
+            [*compiler, "-o", str(program), source, *shim(), "-pthread", *options], check=True
+        )
 
         def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(

@@ -24,7 +24,9 @@ def outcome(pytester):
 
     def run(tests, *arguments):
         pytester.makepyfile(GUEST + tests)
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments)
+        # Without Hypothesis's plugin, whose import takes longer than all the rest.
+        plain = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+        return pytester.runpytest_subprocess(*plain, *arguments)
 
     return run
 
@@ -143,6 +145,7 @@ def test_a_passing_test_shows_nothing(outcome):
     result.stdout.no_fnmatch_line("*registers of*")
 
 
+@pytest.mark.slow  # the plugin gives up on it twice, after seconds
 def test_a_handler_that_does_not_return_is_bounded(outcome):
     """Report and teardown give up on it, and say so; the other machines are closed all the same."""
     result = outcome("""

@@ -165,7 +165,12 @@ def write_overlay(path: Path, root: Root, job: guest.Job) -> None:
     shutil.rmtree(stage)
 
 
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONPATH": CHECKOUT, "PYTHONNODEBUGRANGES": "1"}
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "PYTHONPATH": CHECKOUT,
+    "PYTHONNODEBUGRANGES": "1",
+    "PYTEST_PLUGINS": "kvmpy.pytest_plugin",  # its entry point takes an installed package
+}
 
 
 def _copy_checkout(target: Path) -> None:
