@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .devices import (
         I8042 as I8042,
         DebugConsole as DebugConsole,
+        Ioapic as Ioapic,
         PostPort as PostPort,
         PowerManagement as PowerManagement,
         PvPanic as PvPanic,
@@ -168,6 +169,7 @@ _WHERE = {
     "DirtyPages": ".dirty_pages",
     "DebugConsole": ".devices",
     "I8042": ".devices",
+    "Ioapic": ".devices",
     "PostPort": ".devices",
     "PowerManagement": ".devices",
     "PvPanic": ".devices",

@@ -62,6 +62,7 @@ _SYSTEM_EXITS: dict[int, Exit] = {
     _lib.SHIM_CRASH_LOADED: exits.GuestCrashLoaded("pvpanic"),
 }
 _WRITE: int = _lib.SHIM_WRITE
+_ROUTING_ERROR: int = _lib.SHIM_ROUTING_ERROR
 
 _UNLIMITED = (1 << 64) - 1
 _LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
@@ -299,6 +300,8 @@ class VCPU(
             return self._coalesced_write()
         if stop == _SINK_ERROR:
             raise OSError(value, os.strerror(value))
+        if stop == _ROUTING_ERROR:
+            raise ioctls.KVM_SET_GSI_ROUTING.error(self.vm.fileno(), value, "the I/O APIC's pins")
         if stop == _CLOSED:
             raise ClosedError("the vCPU was closed")
         raise ioctls.KVM_RUN.error(self._fd, value, f"vCPU {self.id}")

@@ -6,13 +6,14 @@ KVM API, "4.75 KVM_IRQFD", "4.59 KVM_IOEVENTFD", "4.116 KVM_(UN)REGISTER_COALESC
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _native, capabilities, ioctls
 from .bus import ClaimError
 
 if TYPE_CHECKING:
     from .bus import Bus
+    from .devices import Ioapic
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -34,9 +35,12 @@ class EventMethods:
 
     #: Zones of coalesced writes: (pio, first, size).
     _zones: frozenset[tuple[bool, int, int]] = frozenset()
+    #: irqfds whose EOI our I/O APIC tells: (eventfd, gsi).
+    _resampled: frozenset[tuple[int, int]] = frozenset()
 
     if TYPE_CHECKING:
         run_size: int
+        ioapic: Ioapic | None
 
         @property
         def bus(self) -> Bus: ...
@@ -55,7 +59,8 @@ class EventMethods:
 
         ``resample``: a second eventfd, for a level-triggered line: the line stays up until the
         guest's EOI, which lowers it and signals ``resample``; whoever still wants it writes to
-        ``eventfd`` again. ``deassign`` takes it back.
+        ``eventfd`` again. With a split irqchip KVM knows of no line; then it is the business of
+        the VM's :class:`Ioapic`. ``deassign`` takes it back.
 
         >>> import os; event = os.eventfd(0)
         >>> with kvmpy.VM(irqchip=True) as other:
@@ -67,11 +72,29 @@ class EventMethods:
         request.fd, request.gsi = _descriptor(eventfd), gsi
         if deassign:
             request.flags |= _lib.KVM_IRQFD_FLAG_DEASSIGN
-        if resample is not None:
+        if resample is not None and self.ioapic is None:
             capabilities.require(self, "KVM_CAP_IRQFD_RESAMPLE")
             request.flags |= _lib.KVM_IRQFD_FLAG_RESAMPLE
             request.resamplefd = _descriptor(resample)
         ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {request.fd}, gsi {gsi}")
+        if self.ioapic is not None:
+            self._resample(self.ioapic, request, None if deassign else resample)
+
+    def _resample(self, ioapic: Ioapic, request: Any, resample: int | HasFileno | None) -> None:
+        """With an irqfd made or taken back: what KVM does not know of."""
+        key = request.fd, request.gsi
+        if resample is None:
+            if key in self._resampled:
+                ioapic.resample(request.gsi, None)
+                self._resampled -= {key}
+            return
+        try:
+            ioapic.resample(request.gsi, resample)
+        except BaseException:
+            request.flags |= _lib.KVM_IRQFD_FLAG_DEASSIGN
+            ioctls.KVM_IRQFD(self.fileno(), request)
+            raise
+        self._resampled |= {key}
 
     def ioeventfd(
         self,

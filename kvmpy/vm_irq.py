@@ -13,6 +13,7 @@ from . import _native, capabilities, ioctls
 from .errors import KvmIoctlError, UnsupportedError
 
 if TYPE_CHECKING:
+    from .devices import Ioapic
     from .irqchips import IoapicState, PicState, PitState
     from .routing import MsiMessage, Route
 
@@ -67,6 +68,10 @@ class IrqMethods:
 
     #: "kernel": PIC, IOAPIC and LAPICs in KVM; "split": LAPICs only; None: no irqchip.
     irqchip: Literal["kernel", "split"] | None = None
+    #: Of a split irqchip: how many GSIs are pins of a user-space I/O APIC; and that I/O APIC, once
+    #: one is connected.
+    ioapic_pins: int = 0
+    ioapic: Ioapic | None = None
     #: None: those that KVM's irqchip comes with.
     _routes: tuple[Route, ...] | None = ()
     _x2apic_ids = False
@@ -91,7 +96,8 @@ class IrqMethods:
 
         ``split``: only the LAPICs (KVM_CAP_SPLIT_IRQCHIP); the first ``pins`` GSIs are those of a
         user-space IOAPIC: an EOI of a level-triggered MSI that one of them is routed to comes as
-        the exit :class:`IoapicEoi`. Before the first vCPU. Raises UnsupportedError, KvmIoctlError.
+        the exit :class:`IoapicEoi`, unless an :class:`Ioapic` is connected. Before
+        the first vCPU. Raises UnsupportedError, KvmIoctlError.
 
         >>> with kvmpy.VM() as other:
         ...     other.create_irqchip(split=True)
@@ -101,7 +107,7 @@ class IrqMethods:
         if split:
             capabilities.require(self, "KVM_CAP_SPLIT_IRQCHIP")
             self.enable_capability("KVM_CAP_SPLIT_IRQCHIP", pins)
-            self.irqchip, self._routes = "split", ()
+            self.irqchip, self._routes, self.ioapic_pins = "split", (), pins
         else:
             ioctls.KVM_CREATE_IRQCHIP(self.fileno())
             self.irqchip, self._routes = "kernel", None
@@ -247,7 +253,7 @@ class IrqMethods:
     @property
     def gsi_routes(self) -> tuple[Route, ...]:
         """The routing table in force: what :meth:`set_gsi_routing` set last; before that what the
-        irqchip came with.
+        irqchip came with. With an :class:`Ioapic`, its pins' routes come before.
 
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.gsi_routes == kvmpy.routing.default_routes()
@@ -257,13 +263,14 @@ class IrqMethods:
             from .routing import default_routes
 
             self._routes = default_routes()
-        return self._routes
+        return self._routes if self.ioapic is None else (*self.ioapic.routes, *self._routes)
 
     def set_gsi_routing(self, routes: Iterable[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replace the whole table of where each GSI leads. KVM API, 4.52.
 
-        A GSI can lead to several pins of different chips; to an MSI it leads alone. Raises
-        ValueError for more routes or a higher GSI than KVM takes; KvmIoctlError.
+        A GSI can lead to several pins of different chips; to an MSI it leads alone. With an
+        :class:`Ioapic`: all but its pins, which the guest routes. Raises ValueError for more routes
+        or a higher GSI than KVM takes, or a pin of the Ioapic's; KvmIoctlError.
 
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.set_gsi_routing(kvmpy.routing.default_routes())
@@ -274,7 +281,10 @@ class IrqMethods:
         for route in entries:
             if isinstance(route, MsiRoute):
                 self._check_address(route.address)
-        ioctls.KVM_SET_GSI_ROUTING(self.fileno(), structure, f"{len(entries)} routes")
+        if self.ioapic is not None:
+            self.ioapic._set_others(structure, entries)
+        else:
+            ioctls.KVM_SET_GSI_ROUTING(self.fileno(), structure, f"{len(entries)} routes")
         self._routes = entries
 
     def add_msi_route(self, message: MsiMessage, gsi: int | None = None) -> int:

@@ -25,6 +25,7 @@
 #define SHIM_PANICKED ...
 #define SHIM_CRASH_LOADED ...
 #define SHIM_WRITE ...
+#define SHIM_ROUTING_ERROR ...
 #define SHIM_OWNER_DEVICE ...
 #define SHIM_OWNER_COUNTER ...
 #define SHIM_OWNER_RING ...
@@ -42,6 +43,21 @@ void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
 int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
 int shim_bus_coalesce(struct shim_bus *bus, uint64_t page, uint64_t run_size);
 
+#define SHIM_IOAPIC_PINS ...
+#define SHIM_IOAPIC_LENGTH ...
+struct shim_ioapic;
+void shim_bus_set_ioapic(struct shim_bus *bus, struct shim_ioapic *ioapic);
+struct shim_ioapic *shim_ioapic_new(void);
+void shim_ioapic_put(struct shim_ioapic *ioapic);
+int shim_ioapic_connect(struct shim_ioapic *ioapic, int vm_fd,
+                        const struct kvm_irq_routing *others);
+void shim_ioapic_disconnect(struct shim_ioapic *ioapic);
+int shim_ioapic_set_others(struct shim_ioapic *ioapic, const struct kvm_irq_routing *others);
+int shim_ioapic_resample(struct shim_ioapic *ioapic, unsigned pin, int eventfd);
+void shim_ioapic_set_line(struct shim_ioapic *ioapic, unsigned pin, bool level);
+void shim_ioapic_state(struct shim_ioapic *ioapic, struct kvm_ioapic_state *state);
+void shim_ioapic_routes(struct shim_ioapic *ioapic, uint32_t *words);
+
 struct shim_counter { uint64_t reads, writes; };
 
 struct shim_sink { int fd; int error; unsigned length; uint64_t total; int64_t first_at; ...; };
@@ -56,6 +72,7 @@ struct shim_uart *shim_uart_new(struct shim_sink *sink);
 void shim_uart_free(struct shim_uart *uart);
 void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
 void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
+void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin);
 unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
                            int space_eventfd);
 unsigned shim_uart_backlog(struct shim_uart *uart);
@@ -112,6 +129,7 @@ struct shim_pm;
 struct shim_pm *shim_pm_new(void);
 void shim_pm_free(struct shim_pm *pm);
 void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
+void shim_pm_connect_ioapic(struct shim_pm *pm, struct shim_ioapic *ioapic, uint32_t pin);
 bool shim_pm_press_power_button(struct shim_pm *pm);
 
 struct shim_device *shim_reset_control_new(void);
@@ -123,6 +141,7 @@ void shim_rtc_free(struct shim_rtc *rtc);
 void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
 int64_t shim_rtc_offset(struct shim_rtc *rtc);
 int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
+int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, uint32_t pin);
 void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 struct shim_record { uint64_t address, value, size, tsc; };
@@ -162,6 +181,7 @@ int shim_sync(struct shim_vcpu *vcpu, uint64_t fields);
 int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
 int shim_complete(struct shim_vcpu *vcpu);
 int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
+int shim_ioapic_eoi(struct shim_ioapic *ioapic, struct shim_vcpu *vcpu, uint8_t vector);
 int shim_reply(struct shim_vcpu *vcpu, uint64_t value);
 int shim_refuse(struct shim_vcpu *vcpu);
 unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);

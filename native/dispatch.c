@@ -170,6 +170,12 @@ void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet)
 	atomic_store(&bus->quiet_msrs, quiet);
 }
 
+/* Who gets the LAPICs' EOIs. It outlives the bus. NULL: they come out of shim_run(). */
+void shim_bus_set_ioapic(struct shim_bus *bus, struct shim_ioapic *ioapic)
+{
+	atomic_store(&bus->ioapic, ioapic);
+}
+
 static int flush_table(const struct shim_table *table)
 {
 	int error = 0;

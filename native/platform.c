@@ -3,8 +3,6 @@
  * control register, panic port. The run in which the guest touched one ends with SHIM_SYSTEM.
  */
 #include <stdlib.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include "shim.h"
 
@@ -12,35 +10,6 @@ static int system_stop(struct shim_vcpu *vcpu, enum shim_system event)
 {
 	vcpu->report.value = event;
 	return SHIM_SYSTEM;
-}
-
-/* ------------------------------------------------------------------ interrupt line */
-
-void shim_line_init(struct shim_line *line)
-{
-	line->vm_fd = line->eventfd = -1;
-	line->level = false;
-}
-
-/* The caller holds its device's lock. */
-void shim_line_set(struct shim_line *line, bool level)
-{
-	if (level == line->level)
-		return;
-	line->level = level;
-	if (line->eventfd >= 0) {
-		uint64_t one = 1;
-
-		/* An irqfd is an edge. It cannot fail: the counter never nears its limit. */
-		if (level && write(line->eventfd, &one, sizeof(one)) < 0)
-			line->level = false;
-	} else if (line->vm_fd >= 0) {
-		struct kvm_irq_level request = { .irq = line->gsi, .level = level };
-
-		/* Fails only once the VM is gone, and with it who would have listened. */
-		if (ioctl(line->vm_fd, KVM_IRQ_LINE, &request) < 0)
-			line->vm_fd = -1;
-	}
 }
 
 /* ------------------------------------------------------------------ i8042 */
@@ -334,19 +303,30 @@ void shim_pm_free(struct shim_pm *pm)
 {
 	if (!pm)
 		return;
+	shim_line_drop(&pm->line);
 	pthread_mutex_destroy(&pm->lock);
 	free(pm);
+}
+
+static void connect_sci(struct shim_pm *pm, const struct shim_line *to)
+{
+	pthread_mutex_lock(&pm->lock);
+	shim_line_connect(&pm->line, to);
+	update_sci(pm);
+	pthread_mutex_unlock(&pm->lock);
 }
 
 /* The SCI as a line of the in-kernel irqchip; vm_fd -1 disconnects. */
 void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi)
 {
-	pthread_mutex_lock(&pm->lock);
-	shim_line_init(&pm->line);
-	pm->line.vm_fd = vm_fd;
-	pm->line.gsi = gsi;
-	update_sci(pm);
-	pthread_mutex_unlock(&pm->lock);
+	connect_sci(pm, &(struct shim_line){ .vm_fd = vm_fd, .eventfd = -1, .gsi = gsi });
+}
+
+/* The SCI as a pin of an I/O APIC of ours. */
+void shim_pm_connect_ioapic(struct shim_pm *pm, struct shim_ioapic *ioapic, uint32_t pin)
+{
+	connect_sci(pm, &(struct shim_line){ .vm_fd = -1, .eventfd = -1, .ioapic = ioapic,
+					     .gsi = pin });
 }
 
 /* Any thread. False when the guest has not enabled the button. */

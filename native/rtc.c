@@ -406,7 +406,7 @@ void shim_rtc_disconnect(struct shim_rtc *rtc)
 		return;
 	pthread_mutex_lock(&rtc->lock);
 	rtc->ending = true;
-	shim_line_init(&rtc->line);
+	shim_line_disconnect(&rtc->line);
 	pthread_cond_signal(&rtc->changed);
 	pthread_mutex_unlock(&rtc->lock);
 	pthread_join(rtc->thread, NULL);
@@ -429,18 +429,28 @@ static int start_thread(struct shim_rtc *rtc)
 	return -error;
 }
 
+static int connect_to(struct shim_rtc *rtc, const struct shim_line *to)
+{
+	shim_rtc_disconnect(rtc);
+	pthread_mutex_lock(&rtc->lock);
+	shim_line_connect(&rtc->line, to);
+	pthread_mutex_unlock(&rtc->lock);
+	return start_thread(rtc);
+}
+
 /* The interrupt as a line of the in-kernel irqchip (eventfd -1) or as an eventfd (vm_fd -1).
  * 0 or -errno: it takes a thread. */
 int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd)
 {
-	shim_rtc_disconnect(rtc);
-	pthread_mutex_lock(&rtc->lock);
-	shim_line_init(&rtc->line);
-	rtc->line.vm_fd = vm_fd;
-	rtc->line.gsi = gsi;
-	rtc->line.eventfd = eventfd;
-	pthread_mutex_unlock(&rtc->lock);
-	return start_thread(rtc);
+	return connect_to(rtc, &(struct shim_line){ .vm_fd = vm_fd, .eventfd = eventfd,
+						    .gsi = gsi });
+}
+
+/* The interrupt as a pin of an I/O APIC of ours. 0 or -errno. */
+int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, uint32_t pin)
+{
+	return connect_to(rtc, &(struct shim_line){ .vm_fd = -1, .eventfd = -1, .ioapic = ioapic,
+						    .gsi = pin });
 }
 
 void shim_rtc_free(struct shim_rtc *rtc)

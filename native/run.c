@@ -248,14 +248,18 @@ static int one_element(struct shim_vcpu *vcpu, const struct shim_range *range,
 	return SHIM_EXIT;
 }
 
-/* Any exit but an access. MSRs can have a Python handler; all others end the run. */
+/* Any exit but an access. MSRs can have a Python handler, EOIs are the I/O APIC's; all others end
+ * the run. */
 static int dispatch_other(struct shim_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
 	bool is_write = run->exit_reason == KVM_EXIT_X86_WRMSR;
+	struct shim_ioapic *ioapic = atomic_load(&vcpu->bus->ioapic);
 	const struct shim_range *range;
 
 	vcpu->pending = shim_reply_begin(run);
+	if (run->exit_reason == KVM_EXIT_IOAPIC_EOI && ioapic)
+		return shim_ioapic_eoi(ioapic, vcpu, run->eoi.vector);
 	if (!is_write && run->exit_reason != KVM_EXIT_X86_RDMSR)
 		return SHIM_EXIT;
 	range = shim_bus_find(vcpu->bus, is_write ? SHIM_WRMSR : SHIM_RDMSR, run->msr.index);

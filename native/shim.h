@@ -13,6 +13,8 @@
  *   ports.c     debug console, debug exit, POST port
  *   platform.c  i8042, ACPI PM1a, reset control, panic port
  *   rtc.c       MC146818A
+ *   ioapic.c    82093AA, beside LAPICs that are KVM's
+ *   line.c      a device's interrupt line
  *   dirty.c     a vCPU's dirty ring
  *   vcpu.c      a vCPU's file descriptor, its mapping and its life
  *
@@ -50,6 +52,7 @@ enum shim_stop {
 	SHIM_BUSY = 16,       /* refused: a run is under way; nothing of it was touched */
 	SHIM_SYSTEM = 17,     /* the guest ended the machine: report.value is an enum shim_system */
 	SHIM_WRITE = 18,      /* a coalesced write nobody claimed: report.*, handler 1 for MMIO */
+	SHIM_ROUTING_ERROR = 19, /* KVM_SET_GSI_ROUTING failed with -report.value */
 };
 #define SHIM_CONTINUE (-1) /* from a device: handled, go on */
 
@@ -108,6 +111,7 @@ struct shim_bus {
 	pthread_mutex_t lock;
 	_Atomic size_t coalesced; /* where a vCPU's mapping has the ring of coalesced writes, 0: off */
 	_Atomic int feeder;       /* the thread that hands its records out, 0: none */
+	_Atomic(struct shim_ioapic *) ioapic; /* gets the LAPICs' EOIs, NULL: they are exits */
 };
 
 struct shim_bus *shim_bus_new(void);
@@ -118,6 +122,7 @@ void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
 int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
 const struct shim_range *shim_bus_find(struct shim_bus *bus, unsigned space, uint64_t address);
 int shim_bus_flush(struct shim_bus *bus);
+void shim_bus_set_ioapic(struct shim_bus *bus, struct shim_ioapic *ioapic);
 
 /* ------------------------------------------------------------------ coalesce.c */
 
@@ -160,11 +165,42 @@ unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size);
 
 /* ------------------------------------------------------------------ devices */
 
+#define SHIM_IOAPIC_PINS KVM_IOAPIC_NUM_PINS
+#define SHIM_IOAPIC_LENGTH 0x100
+struct shim_ioapic;
+struct shim_ioapic *shim_ioapic_new(void);
+void shim_ioapic_hold(struct shim_ioapic *ioapic);
+void shim_ioapic_put(struct shim_ioapic *ioapic);
+int shim_ioapic_connect(struct shim_ioapic *ioapic, int vm_fd,
+			const struct kvm_irq_routing *others);
+void shim_ioapic_disconnect(struct shim_ioapic *ioapic);
+int shim_ioapic_set_others(struct shim_ioapic *ioapic, const struct kvm_irq_routing *others);
+int shim_ioapic_resample(struct shim_ioapic *ioapic, unsigned pin, int eventfd);
+void shim_ioapic_set_line(struct shim_ioapic *ioapic, unsigned pin, bool level);
+int shim_ioapic_eoi(struct shim_ioapic *ioapic, struct shim_vcpu *vcpu, uint8_t vector);
+void shim_ioapic_state(struct shim_ioapic *ioapic, struct kvm_ioapic_state *state);
+void shim_ioapic_routes(struct shim_ioapic *ioapic, uint32_t *words);
+
+/* A device's interrupt: a pin of our I/O APIC, an eventfd, a line of the in-kernel irqchip, or
+ * nothing. */
+struct shim_line {
+	int vm_fd, eventfd; /* -1 */
+	struct shim_ioapic *ioapic; /* held; NULL */
+	uint32_t gsi;
+	bool level;
+};
+void shim_line_init(struct shim_line *line);
+void shim_line_connect(struct shim_line *line, const struct shim_line *to);
+void shim_line_disconnect(struct shim_line *line);
+void shim_line_drop(struct shim_line *line);
+void shim_line_set(struct shim_line *line, bool level);
+
 struct shim_uart;
 struct shim_uart *shim_uart_new(struct shim_sink *sink);
 void shim_uart_free(struct shim_uart *uart);
 void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
 void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
+void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin);
 unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
 			   int space_eventfd);
 unsigned shim_uart_backlog(struct shim_uart *uart);
@@ -179,15 +215,6 @@ struct shim_post {
 struct shim_post *shim_post_new(void);
 void shim_device_free(struct shim_device *device);
 
-/* A device's interrupt: a line of the in-kernel irqchip, or an eventfd, or nothing. */
-struct shim_line {
-	int vm_fd, eventfd; /* -1 */
-	uint32_t gsi;
-	bool level;
-};
-void shim_line_init(struct shim_line *line);
-void shim_line_set(struct shim_line *line, bool level);
-
 struct shim_i8042;
 struct shim_i8042 *shim_i8042_new(void);
 void shim_i8042_free(struct shim_i8042 *i8042);
@@ -198,6 +225,7 @@ struct shim_pm;
 struct shim_pm *shim_pm_new(void);
 void shim_pm_free(struct shim_pm *pm);
 void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
+void shim_pm_connect_ioapic(struct shim_pm *pm, struct shim_ioapic *ioapic, uint32_t pin);
 bool shim_pm_press_power_button(struct shim_pm *pm);
 
 struct shim_device *shim_reset_control_new(void);
@@ -209,6 +237,7 @@ void shim_rtc_free(struct shim_rtc *rtc);
 void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
 int64_t shim_rtc_offset(struct shim_rtc *rtc);
 int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
+int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, uint32_t pin);
 void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 /* ------------------------------------------------------------------ run.c, vcpu.c */

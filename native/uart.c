@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "shim.h"
@@ -52,9 +51,7 @@ struct shim_uart {
 	unsigned head, length;
 	int space_eventfd; /* to be signalled when half of a full queue is free, -1: nobody waits */
 
-	int vm_fd, irq_eventfd; /* either, or neither: no interrupt */
-	uint32_t gsi;
-	bool level;
+	struct shim_line line;
 };
 
 /* ------------------------------------------------------------------ interrupts */
@@ -83,24 +80,7 @@ static uint8_t interrupt_source(const struct shim_uart *uart)
 
 static void update_interrupt(struct shim_uart *uart)
 {
-	bool level = interrupt_source(uart) != IIR_NONE;
-
-	if (level == uart->level)
-		return;
-	uart->level = level;
-	if (uart->irq_eventfd >= 0) {
-		uint64_t one = 1;
-
-		/* An irqfd is an edge. It cannot fail: the counter never nears its limit. */
-		if (level && write(uart->irq_eventfd, &one, sizeof(one)) < 0)
-			uart->level = false;
-	} else if (uart->vm_fd >= 0) {
-		struct kvm_irq_level line = { .irq = uart->gsi, .level = level };
-
-		/* Fails only once the VM is gone, and with it who would have listened. */
-		if (ioctl(uart->vm_fd, KVM_IRQ_LINE, &line) < 0)
-			uart->vm_fd = -1;
-	}
+	shim_line_set(&uart->line, interrupt_source(uart) != IIR_NONE);
 }
 
 /* ------------------------------------------------------------------ receiver */
@@ -327,7 +307,8 @@ struct shim_uart *shim_uart_new(struct shim_sink *sink)
 	uart->dll = 12; /* 9600 baud, as firmware leaves it */
 	uart->lcr = 0x03;
 	uart->msr_lines = MSR_PRESENT;
-	uart->space_eventfd = uart->vm_fd = uart->irq_eventfd = -1;
+	uart->space_eventfd = -1;
+	shim_line_init(&uart->line);
 	pthread_mutex_init(&uart->lock, NULL);
 	return uart;
 }
@@ -336,29 +317,34 @@ void shim_uart_free(struct shim_uart *uart)
 {
 	if (!uart)
 		return;
+	shim_line_drop(&uart->line);
 	pthread_mutex_destroy(&uart->lock);
 	free(uart);
+}
+
+static void connect_to(struct shim_uart *uart, const struct shim_line *to)
+{
+	pthread_mutex_lock(&uart->lock);
+	shim_line_connect(&uart->line, to);
+	update_interrupt(uart);
+	pthread_mutex_unlock(&uart->lock);
 }
 
 /* The interrupt as a line of the in-kernel irqchip; vm_fd -1 disconnects. */
 void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi)
 {
-	pthread_mutex_lock(&uart->lock);
-	uart->vm_fd = vm_fd;
-	uart->gsi = gsi;
-	uart->irq_eventfd = -1;
-	uart->level = false;
-	update_interrupt(uart);
-	pthread_mutex_unlock(&uart->lock);
+	connect_to(uart, &(struct shim_line){ .vm_fd = vm_fd, .eventfd = -1, .gsi = gsi });
 }
 
 /* The interrupt as an eventfd that an irqfd listens to; -1 disconnects. */
 void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd)
 {
-	pthread_mutex_lock(&uart->lock);
-	uart->irq_eventfd = eventfd;
-	uart->vm_fd = -1;
-	uart->level = false;
-	update_interrupt(uart);
-	pthread_mutex_unlock(&uart->lock);
+	connect_to(uart, &(struct shim_line){ .vm_fd = -1, .eventfd = eventfd });
+}
+
+/* The interrupt as a pin of an I/O APIC of ours. */
+void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin)
+{
+	connect_to(uart, &(struct shim_line){ .vm_fd = -1, .eventfd = -1, .ioapic = ioapic,
+					      .gsi = pin });
 }

@@ -1,7 +1,8 @@
-"""Devices answered in C: the Python faces of native/uart.c, ports.c, platform.c and rtc.c;
+"""Devices answered in C: the Python faces of native/uart.c, ports.c, platform.c, rtc.c, ioapic.c;
 :mod:`kvmpy.devices.virtio` has those of native/virtio_*.c."""
 
 from . import virtio
+from .ioapic import Ioapic
 from .platform import I8042, PowerManagement, PvPanic, ResetControl
 from .ports import DebugConsole, DebugExit, PostPort
 from .rtc import Rtc
@@ -12,6 +13,7 @@ __all__ = [
     "I8042",
     "DebugConsole",
     "DebugExit",
+    "Ioapic",
     "PostPort",
     "PowerManagement",
     "PvPanic",

@@ -5,10 +5,13 @@ The run in which the guest touched one ends with Reset, PowerOff, GuestPanic or 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .ports import _owned
+
+if TYPE_CHECKING:
+    from .ioapic import Ioapic
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -78,6 +81,15 @@ class PowerManagement:
         ...     vm.attach(pm, kvmpy.x86.layout.ACPI_PM_PORT)
         """
         _lib.shim_pm_connect_line(self._pm, vm_fd, gsi)
+
+    def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
+        """Raise the SCI through ``pin`` (0..23) of a user-space I/O APIC.
+
+        >>> pm = kvmpy.PowerManagement()
+        >>> pm.connect_ioapic(kvmpy.Ioapic(), kvmpy.x86.layout.SCI_IRQ)
+        >>> pm.disconnect()
+        """
+        _lib.shim_pm_connect_ioapic(self._pm, ioapic._ioapic, ioapic.checked_pin(pin))
 
     def disconnect(self) -> None:
         """No interrupt any more.

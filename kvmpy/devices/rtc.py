@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
+
+if TYPE_CHECKING:
+    from .ioapic import Ioapic
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -53,7 +56,7 @@ class Rtc:
         ...     rtc.connect_line(vm.fileno(), kvmpy.x86.layout.RTC_IRQ)
         ...     vm.attach(rtc, kvmpy.x86.layout.RTC_PORT)
         """
-        self._connect(vm_fd, gsi, -1)
+        _check(_lib.shim_rtc_connect(self._rtc, vm_fd, gsi, -1))
 
     def connect_eventfd(self, eventfd: int) -> None:
         """Interrupt through an eventfd that an irqfd listens to. See :meth:`connect_line`.
@@ -65,12 +68,17 @@ class Rtc:
         >>> rtc.disconnect()
         >>> os.close(event)
         """
-        self._connect(-1, 0, eventfd)
+        _check(_lib.shim_rtc_connect(self._rtc, -1, 0, eventfd))
 
-    def _connect(self, vm_fd: int, gsi: int, eventfd: int) -> None:
-        error = _lib.shim_rtc_connect(self._rtc, vm_fd, gsi, eventfd)
-        if error:
-            raise OSError(-error, os.strerror(-error))
+    def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
+        """Interrupt through ``pin`` (0..23) of a user-space I/O APIC. See :meth:`connect_line`.
+
+        >>> rtc = kvmpy.Rtc()
+        >>> rtc.connect_ioapic(kvmpy.Ioapic(), kvmpy.x86.layout.RTC_IRQ)
+        >>> rtc.disconnect()
+        """
+        pin = ioapic.checked_pin(pin)
+        _check(_lib.shim_rtc_connect_ioapic(self._rtc, ioapic._ioapic, pin))
 
     def disconnect(self) -> None:
         """No interrupt any more: its thread has ended.
@@ -78,3 +86,8 @@ class Rtc:
         >>> kvmpy.Rtc().disconnect()
         """
         _lib.shim_rtc_disconnect(self._rtc)
+
+
+def _check(error: int) -> None:
+    if error:
+        raise OSError(-error, os.strerror(-error))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .sink import Sink
+
+if TYPE_CHECKING:
+    from .ioapic import Ioapic
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -86,6 +89,16 @@ class Uart:
         >>> os.close(event)
         """
         _lib.shim_uart_connect_eventfd(self._device, eventfd)
+
+    def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
+        """Interrupt through ``pin`` (0..23) of a user-space I/O APIC, as the guest has it: an edge
+        or a level.
+
+        >>> serial = kvmpy.Uart()
+        >>> serial.connect_ioapic(kvmpy.Ioapic(), 4)
+        >>> serial.disconnect()
+        """
+        _lib.shim_uart_connect_ioapic(self._device, ioapic._ioapic, ioapic.checked_pin(pin))
 
     def disconnect(self) -> None:
         """No interrupt any more.

@@ -70,6 +70,12 @@ static struct {
 	unsigned irq_line[2];
 	int irq_level;
 	bool set_fails;
+	struct kvm_irq_routing_entry routes[64];
+	unsigned route_count, tables;
+	int routing_fails; /* with this errno, 0: no */
+	struct kvm_msi msi; /* the last one */
+	unsigned msis;
+	int msi_result;
 } fake;
 
 static struct shim_bus *bus;
@@ -256,6 +262,17 @@ out:
 	return result;
 }
 
+static int take_routing(const struct kvm_irq_routing *routing)
+{
+	if (fake.routing_fails)
+		return -fake.routing_fails;
+	CHECK(routing->nr <= sizeof(fake.routes) / sizeof(fake.routes[0]));
+	memcpy(fake.routes, routing->entries, routing->nr * sizeof(fake.routes[0]));
+	fake.route_count = routing->nr;
+	fake.tables++;
+	return 0;
+}
+
 int __wrap_ioctl(int fd, unsigned long request, ...);
 int __wrap_ioctl(int fd, unsigned long request, ...)
 {
@@ -301,6 +318,14 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
 		fake.irq_level = line->level;
 		break;
 	}
+	case KVM_SET_GSI_ROUTING:
+		result = take_routing(argument);
+		break;
+	case KVM_SIGNAL_MSI:
+		memcpy(&fake.msi, argument, sizeof(fake.msi));
+		fake.msis++;
+		result = fake.msi_result;
+		break;
 	default:
 		result = -ENOTTY;
 	}

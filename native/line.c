@@ -1,0 +1,63 @@
+/*
+ * A device's interrupt line, whatever is at its other end. The caller holds its device's lock.
+ */
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "shim.h"
+
+void shim_line_init(struct shim_line *line)
+{
+	*line = (struct shim_line){ .vm_fd = -1, .eventfd = -1 };
+}
+
+/* The line is low afterwards; an I/O APIC is told, KVM is not: its descriptor may be gone. */
+void shim_line_connect(struct shim_line *line, const struct shim_line *to)
+{
+	if (to->ioapic)
+		shim_ioapic_hold(to->ioapic);
+	if (line->ioapic) {
+		shim_ioapic_set_line(line->ioapic, line->gsi, false);
+		shim_ioapic_put(line->ioapic);
+	}
+	*line = *to;
+	line->level = false;
+}
+
+void shim_line_disconnect(struct shim_line *line)
+{
+	struct shim_line none;
+
+	shim_line_init(&none);
+	shim_line_connect(line, &none);
+}
+
+/* The device goes. Without a word to the I/O APIC: this may be a fork()ed child, where nobody will
+ * release its lock. */
+void shim_line_drop(struct shim_line *line)
+{
+	shim_ioapic_put(line->ioapic);
+	shim_line_init(line);
+}
+
+void shim_line_set(struct shim_line *line, bool level)
+{
+	if (level == line->level)
+		return;
+	line->level = level;
+	if (line->ioapic) {
+		shim_ioapic_set_line(line->ioapic, line->gsi, level);
+	} else if (line->eventfd >= 0) {
+		uint64_t one = 1;
+
+		/* An irqfd is an edge. It cannot fail: the counter never nears its limit. */
+		if (level && write(line->eventfd, &one, sizeof(one)) < 0)
+			line->level = false;
+	} else if (line->vm_fd >= 0) {
+		struct kvm_irq_level request = { .irq = line->gsi, .level = level };
+
+		/* Fails only once the VM is gone, and with it who would have listened. */
+		if (ioctl(line->vm_fd, KVM_IRQ_LINE, &request) < 0)
+			line->vm_fd = -1;
+	}
+}
