@@ -1,8 +1,8 @@
 """ACPI tables (ACPI Specification 6.3, "ACPI Software Programming Model").
 
-The platform is the PC that kernels know best: ACPI's fixed hardware (PM1a blocks, SCI) with PIC and
-PIT, not the hardware-reduced one. Both power off and reset with one port write, and neither makes
-Linux wait; what decides is the rest:
+The platform is the PC that kernels know best: ACPI's fixed hardware (PM1a blocks, SCI), by default
+with PIC and PIT, not the hardware-reduced one. Both power off and reset with one port write, and
+neither makes Linux wait; what decides is the rest:
 
 - Hardware-reduced, x86 Linux drops the PIC and the PIT. Where neither the TSC-deadline timer nor a
   known APIC frequency is there (nested hosts, masked CPUID), its APIC timer then has nothing to be
@@ -98,6 +98,7 @@ def build_acpi(
     serial: bool = True,
     rtc: bool = True,
     pvpanic: bool = True,
+    pic: bool = True,
 ) -> AcpiTables:
     """Write RSDP, RSDT, XSDT, FADT, FACS, DSDT and MADT to 0xE0000 and on.
 
@@ -111,6 +112,7 @@ def build_acpi(
         serial: COM1 at 0x3f8 is there.
         rtc: the CMOS RTC is there.
         pvpanic: the panic port is there.
+        pic: the 8259s are there, beside the I/O APIC.
 
     Raises:
         ValueError: no processor, or an id, address or interrupt that a table cannot hold, or that
@@ -127,7 +129,7 @@ def build_acpi(
     facs = area.add("FACS", _facs_table(), align=FACS_SIZE)
     dsdt = area.add("DSDT", _dsdt_table(virtio, serial=serial, rtc=rtc, pvpanic=pvpanic))
     fadt = area.add("FACP", _fadt_table(facs, dsdt, rtc=rtc))
-    madt = area.add("APIC", _madt_table(apic_ids))
+    madt = area.add("APIC", _madt_table(apic_ids, pic=pic))
     listed = (fadt, madt)
     rsdt = area.add("RSDT", _sdt(b"RSDT", 1, struct.pack("<2I", *listed)))
     xsdt = area.add("XSDT", _sdt(b"XSDT", 1, struct.pack("<2Q", *listed)))
@@ -262,7 +264,7 @@ def _fadt_table(facs: int, dsdt: int, *, rtc: bool = True) -> bytes:
     return _sdt(b"FACP", 6, body)
 
 
-def _madt_table(apic_ids: Sequence[int]) -> bytes:
+def _madt_table(apic_ids: Sequence[int], *, pic: bool = True) -> bytes:
     """Multiple APIC Description Table, with the bootstrap processor first.
 
     The processors are declared here only. Objects for them in the namespace would give Linux an
@@ -273,7 +275,7 @@ def _madt_table(apic_ids: Sequence[int]) -> bytes:
     """
     if not apic_ids or len(set(apic_ids)) != len(apic_ids):
         raise ValueError("apic_ids: at least one processor, and each id once")
-    body = struct.pack("<II", layout.LAPIC_BASE, PCAT_COMPAT)
+    body = struct.pack("<II", layout.LAPIC_BASE, PCAT_COMPAT if pic else 0)
     for uid, apic_id in enumerate(apic_ids):
         body += _madt_processor(uid, apic_id)
     body += struct.pack("<BBBBII", 1, 12, 0, 0, layout.IOAPIC_BASE, 0)  # id 0, from GSI 0 on

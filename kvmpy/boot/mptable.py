@@ -33,19 +33,22 @@ BOOTSTRAP: Final = 1 << 1  # of a processor
 CPU_SIGNATURE: Final = 0x600  # family 6; software asks CPUID
 CPU_FEATURES: Final = 1 << 0 | 1 << 9  # FPU, APIC
 LAPIC_VERSION: Final = 0x14  # integrated, as KVM's
-IO_APIC_VERSION: Final = 0x11
+IO_APIC_VERSION: Final = 0x11  # KVM's
+SPLIT_IO_APIC_VERSION: Final = 0x20  # kvmpy.Ioapic's
 CONFORMS: Final = 0  # to the bus: ISA is edge, active high
 ALL_APICS: Final = 0xFF
+TIMER_IRQ: Final = 0
 CASCADE_IRQ: Final = 2  # the second PIC, not an interrupt
 ISA_IRQS: Final = 16
 
 
-def build_mp_table(memory: GuestMemory, apic_ids: Sequence[int]) -> int:
+def build_mp_table(memory: GuestMemory, apic_ids: Sequence[int], *, pic: bool = True) -> int:
     """Write the floating pointer and the configuration table to 0xF0000; return the former's gpa.
 
     Args:
         memory: guest memory, with RAM below 1 MiB.
         apic_ids: of the processors, the bootstrap processor's first; `range(n)` is usual.
+        pic: 8259s and PIT are there, as with KVM's own irqchip; False for a split one.
 
     Raises:
         ValueError: no processor, an id twice, or not in 0..254: the table has 8 bits for it, and
@@ -58,7 +61,7 @@ def build_mp_table(memory: GuestMemory, apic_ids: Sequence[int]) -> int:
     b'_MP_'
     """
     gpa = layout.MP_TABLE
-    table = _configuration_table(apic_ids)
+    table = _configuration_table(apic_ids, pic)
     memory.write(gpa, _floating_pointer(gpa + FLOATING_POINTER.size) + table)
     return gpa
 
@@ -75,14 +78,15 @@ def _floating_pointer(table: int) -> bytes:
     return bytes(pointer)
 
 
-def _configuration_table(apic_ids: Sequence[int]) -> bytes:
+def _configuration_table(apic_ids: Sequence[int], pic: bool) -> bytes:
     """The configuration table for these processors. See `build_mp_table`."""
     if not apic_ids or len(set(apic_ids)) != len(apic_ids):
         raise ValueError("apic_ids: at least one processor, and each id once")
     for apic_id in apic_ids:
         if not 0 <= apic_id <= MAX_LAPIC_ID:
             raise ValueError(f"APIC id {apic_id:#x}: an MP table holds 0..{MAX_LAPIC_ID:#x}")
-    entries = [*_processors(apic_ids), BUS.pack(_BUS, ISA_BUS, b"ISA   "), *_interrupts(apic_ids)]
+    bus = BUS.pack(_BUS, ISA_BUS, b"ISA   ")
+    entries = [*_processors(apic_ids), bus, *_interrupts(apic_ids, pic)]
     body = b"".join(entries)
     table = bytearray(
         HEADER.pack(
@@ -104,14 +108,16 @@ def _processors(apic_ids: Sequence[int]) -> list[bytes]:
     ]  # fmt: skip
 
 
-def _interrupts(apic_ids: Sequence[int]) -> list[bytes]:
+def _interrupts(apic_ids: Sequence[int], pic: bool) -> list[bytes]:
     """The I/O APIC, what is wired to it, and the local APICs' own pins."""
     io_apic = next(number for number in range(MAX_LAPIC_ID + 2) if number not in apic_ids)
-    entries = [IO_APIC.pack(_IO_APIC, io_apic, IO_APIC_VERSION, ENABLED, layout.IOAPIC_BASE)]
+    version = IO_APIC_VERSION if pic else SPLIT_IO_APIC_VERSION
+    entries = [IO_APIC.pack(_IO_APIC, io_apic, version, ENABLED, layout.IOAPIC_BASE)]
     for irq in range(ISA_IRQS):
-        if irq != CASCADE_IRQ:
+        if irq != CASCADE_IRQ and (pic or irq != TIMER_IRQ):
             entries.append(INTERRUPT.pack(_IO_INTERRUPT, INT, CONFORMS, ISA_BUS, irq, io_apic, irq))
-    bootstrap = apic_ids[0]
-    entries.append(INTERRUPT.pack(_LOCAL_INTERRUPT, EXTINT, CONFORMS, ISA_BUS, 0, bootstrap, 0))
+    if pic:
+        to = apic_ids[0]
+        entries.append(INTERRUPT.pack(_LOCAL_INTERRUPT, EXTINT, CONFORMS, ISA_BUS, 0, to, 0))
     entries.append(INTERRUPT.pack(_LOCAL_INTERRUPT, NMI, CONFORMS, ISA_BUS, 0, ALL_APICS, NMI_LINT))
     return entries

@@ -143,8 +143,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU mode a flat or ELF image starts in",
     )  # fmt: skip
     add(
-        "--irqchip", choices=(_AUTO, "kernel", "none"), default=_AUTO,
-        help="KVM's interrupt controllers and PIT; auto: for Linux, PVH and where needed",
+        "--irqchip", choices=(_AUTO, "kernel", "split", "none"), default=_AUTO,
+        help="interrupt controllers: KVM's with PIT; split: KVM's LAPICs, the I/O APIC in user "
+        "space, no PIT; auto: kernel for Linux, PVH and where needed",
     )  # fmt: skip
     add("--hugepages", action="store_true", help="back RAM with 2 MiB hugetlb pages if possible")
     add("--timeout", type=_seconds, metavar="S", help="end after S seconds with status 124")

@@ -56,10 +56,12 @@ class Machine:
     ``kernel`` and ``initrd``: a path, or the bytes themselves. ``memory`` as for VM; ``format``,
     ``append`` (the command line), ``modules``, ``load_address`` and ``mode`` as for
     :func:`kvmpy.boot.load`. ``cpus``: vCPUs, 1 or more; the others wait for the first to start
-    them by INIT and SIPI. ``irqchip``: "kernel" (KVM's interrupt controllers and PIT), "none", or
-    "auto": kernel for Linux and PVH kernels and wherever vCPUs or virtio devices need it; without
-    it a guest that is done ends the machine with HLT, with it KVM waits. Linux and PVH kernels get
-    ACPI tables then, unless ``acpi`` is False, and an MP table.
+    them by INIT and SIPI. ``irqchip``: "kernel" (KVM's interrupt controllers and PIT), "split"
+    (KVM's LAPICs and their timers, an I/O APIC in user space, no PIC and no PIT: all that a kernel
+    needs that reads the tables and knows the LAPIC's timer), "none", or "auto": kernel for Linux
+    and PVH kernels and wherever vCPUs or virtio devices need it. Without interrupt controllers a
+    guest that is done ends the machine with HLT, as does Linux at its first wait; with them KVM
+    waits, and Linux and PVH kernels get ACPI tables, unless ``acpi`` is False, and an MP table.
 
     ``devices``: virtio devices (:mod:`kvmpy.devices.virtio`), connected in this order and closed
     with the machine; they are closed too when it cannot be made. ``cpuid``: changes to what the
@@ -91,7 +93,7 @@ class Machine:
         modules: Iterable[BytesLike | tuple[BytesLike, str]] = (),
         load_address: int | None = None,
         mode: Mode | None = None,
-        irqchip: Literal["auto", "kernel", "none"] = "auto",
+        irqchip: Literal["auto", "kernel", "split", "none"] = "auto",
         acpi: bool = True,
         devices: Sequence[VirtioDevice] = (),
         cpuid: str = "",
@@ -118,15 +120,19 @@ class Machine:
             ramdisk = None if initrd is None else files.enter_context(content(initrd))
             format = format or detect_format(image)
             needed = format in _WITH_TABLES or cpus > 1 or bool(devices)
-            with_irqchip = needed if irqchip == "auto" else irqchip == "kernel"
-            self.vm = VM(memory, backing=backing, irqchip=with_irqchip, pit=with_irqchip)
+            if irqchip == "auto":
+                irqchip = "kernel" if needed else "none"
+            self.vm = VM(
+                memory, backing=backing, pit=irqchip == "kernel",
+                irqchip="split" if irqchip == "split" else irqchip == "kernel",
+            )  # fmt: skip
             undo.callback(self.vm.close)
             # Before loading: an image that lies here is right to overwrite it.
             stand_in_for_firmware(self.vm.memory)
             self.pc = Pc(self.vm, output, devices)
             self.serial, self.post = self.pc.serial, self.pc.post
             self.debug_console = self.pc.debug_console
-            with_tables = with_irqchip and format in _WITH_TABLES
+            with_tables = self.vm.has_irqchip and format in _WITH_TABLES
             rsdp = self.pc.write_tables(range(cpus), acpi=acpi) if with_tables else None
             self.loaded: LoadedImage = load_image(
                 image, self.vm.memory, format=format, cmdline=append, initrd=ramdisk,

@@ -1,9 +1,9 @@
 """The PC around the vCPUs: its devices on their ports, virtio slots, and the firmware's tables.
 
 Every machine has a serial port, debug console, debug exit, POST port, keyboard controller, reset
-control and clock: none costs a guest anything that does not look at it. With KVM's interrupt
-controllers there are ACPI's registers, the panic port and virtio devices too, and the tables that
-tell a kernel of them.
+control and clock: none costs a guest anything that does not look at it. With interrupt controllers
+(KVM's, or KVM's LAPICs and an I/O APIC here) there are ACPI's registers, the panic port and virtio
+devices too, and the tables that tell a kernel of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..devices import (
     I8042,
     DebugConsole,
     DebugExit,
+    Ioapic,
     PostPort,
     PowerManagement,
     PvPanic,
@@ -54,6 +55,8 @@ class Pc:
         self._attach()
         if vm.irqchip == "kernel":
             self._connect_lines()
+        elif vm.irqchip == "split":
+            self._connect_ioapic()
         self.slots = self._connect_virtio()
 
     def _attach(self) -> None:
@@ -76,9 +79,17 @@ class Pc:
         self.rtc.connect_line(fd, layout.RTC_IRQ)
         self.power.connect_line(fd, layout.SCI_IRQ)
 
+    def _connect_ioapic(self) -> None:
+        ioapic = Ioapic()
+        ioapic.connect(self.vm)
+        self.serial.connect_ioapic(ioapic, layout.COM1_IRQ)
+        self.rtc.connect_ioapic(ioapic, layout.RTC_IRQ)
+        self.power.connect_ioapic(ioapic, layout.SCI_IRQ)
+
     def _connect_virtio(self) -> tuple[VirtioMmio, ...]:
         if self.virtio and not self.vm.has_irqchip:
-            raise ValueError("virtio devices need an interrupt controller: irqchip='kernel'")
+            raise ValueError("virtio devices need an interrupt controller: irqchip='kernel'"
+                             " or 'split'")  # fmt: skip
         if len(self.virtio) > len(layout.VIRTIO_MMIO_GSIS):
             raise ValueError(
                 f"{len(self.virtio)} virtio devices: there are interrupts for "
@@ -95,10 +106,10 @@ class Pc:
     def write_tables(self, apic_ids: Sequence[int], *, acpi: bool = True) -> int | None:
         """ACPI's tables, and the MP table for kernels that have or want no ACPI. The gpa of the
         RSDP; None without ACPI."""
-        memory = self.vm.memory
+        memory, pic = self.vm.memory, self.vm.irqchip == "kernel"
         if len(apic_ids) < 255:  # whose ids have 8 bits
-            build_mp_table(memory, apic_ids)
-        return build_acpi(memory, apic_ids, self.slots).rsdp if acpi else None
+            build_mp_table(memory, apic_ids, pic=pic)
+        return build_acpi(memory, apic_ids, self.slots, pic=pic).rsdp if acpi else None
 
     def disconnect(self) -> None:
         """No interrupt any more: the VM's descriptor is about to go."""

@@ -125,6 +125,12 @@ def test_madt(memory: GuestMemory) -> None:
     assert [struct.unpack("<BHB", data) for kind, data in entries if kind == 4] == [(0xFF, 0, 1)]
 
 
+def test_madt_without_8259s(memory: GuestMemory) -> None:
+    madt = read_tables(memory.read, build_acpi(memory, [0], pic=False).rsdp)["APIC"]
+    assert struct.unpack_from("<II", madt.body) == (0xFEE0_0000, 0)
+    assert [kind for kind, _ in madt_entries(madt)] == [0, 1, 2, 4]
+
+
 def test_dsdt(memory: GuestMemory) -> None:
     virtio = slots(len(layout.VIRTIO_MMIO_GSIS))
     dsdt = read_tables(memory.read, build_acpi(memory, range(1), virtio).rsdp)["DSDT"]

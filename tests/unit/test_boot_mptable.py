@@ -82,6 +82,16 @@ def test_interrupts() -> None:
     assert [(kind, to, pin) for _, kind, _, _, _, to, pin in local] == [(3, 0, 0), (1, 0xFF, 1)]
 
 
+def test_without_8259s() -> None:
+    """No timer at pin 0, nothing at LINT0, and an I/O APIC that has an EOI register."""
+    with GuestMemory("2M") as memory:
+        build_mp_table(memory, range(2), pic=False)
+        entries = read_entries(memory)
+    assert entries[2][0][2] == 0x20
+    assert [entry[7] for entry in entries[3]] == [1, *range(3, 16)]
+    assert [entry[1] for entry in entries[4]] == [1]
+
+
 @pytest.mark.parametrize(
     ("apic_ids", "message"),
     [([], "at least one"), ([3, 3], "each id once"), ([255], "0..0xfe"), ([-1], "0..0xfe")],
