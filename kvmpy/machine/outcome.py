@@ -18,6 +18,7 @@ Ending = Literal[
 
 #: Exit statuses that are not the guest's own.
 FAILURE, RESET, PANIC, BUDGET, INTERRUPTED = 1, 3, 4, 124, 130
+_IF = 1 << 9  # of RFLAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def judge(vcpu: VCPU, exit: Exit) -> tuple[Ending, int, str]:
         case exits.DebugExit(status=status):
             return "debug-exit", status & 0xFF, f"the guest ended with status {status}"
         case exits.Hlt():
-            return "halt", 0, "the guest halted"
+            return "halt", 0, f"the guest halted{_in_vain(vcpu)}"
         case exits.PowerOff(source=source):
             return "power-off", 0, f"the guest powered off ({source})"
         case exits.Reset(source=source):
@@ -64,6 +65,15 @@ def judge(vcpu: VCPU, exit: Exit) -> tuple[Ending, int, str]:
             return "interrupted", INTERRUPTED, "ended by the user"
         case _:
             return "failure", FAILURE, vcpu.explain(exit)
+
+
+def _in_vain(vcpu: VCPU) -> str:
+    if not vcpu.regs.rflags & _IF:
+        return ""
+    return (
+        " to wait for an interrupt, and there is no interrupt controller (irqchip none): Linux and "
+        "most kernels need one"
+    )
 
 
 def _whereabouts(vcpu: VCPU) -> str:

@@ -52,10 +52,30 @@ def test_debug_exit_is_the_exit_status(flat, status: int) -> None:
     assert boot(flat(f"mov al, {status}; out 0xf4, al")).returncode == status
 
 
+@pytest.mark.parametrize(
+    ("irqchip", "version"), [("auto", 0xFF), ("none", 0xFF), ("kernel", 0x11), ("split", 0x20)]
+)
+def test_irqchip(tmp_path: Path, irqchip: str, version: int) -> None:
+    """KVM's I/O APIC, our own, or none: by its version register."""
+    code = "mov ebx, 0xfec00000; mov dword ptr [ebx], 1; mov eax, [ebx + 0x10]; out 0xf4, al"
+    path = tmp_path / "guest.bin"
+    path.write_bytes(kvmpy.asm(code, bits=32, org=0x10_0000))
+    result = boot(
+        path, "--mode", "protected", "--load-address", 0x10_0000, "--irqchip", irqchip
+    )  # fmt: skip
+    assert result.returncode == version, result.stderr
+
+
 def test_halt_is_0_and_says_so(flat) -> None:
     result = boot(flat("cli; hlt"))
     assert result.returncode == 0
     assert result.stderr == b"kvmpy: the guest halted\n"
+
+
+def test_a_halt_that_waits_for_an_interrupt_says_what_is_missing(flat) -> None:
+    result = boot(flat("sti; hlt"))
+    assert result.returncode == 0
+    assert b"no interrupt controller (irqchip none)" in result.stderr
 
 
 @pytest.mark.parametrize(
