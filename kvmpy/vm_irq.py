@@ -259,11 +259,16 @@ class IrqMethods:
         ...     other.gsi_routes == kvmpy.routing.default_routes()
         True
         """
+        own = self._own_routes()
+        return own if self.ioapic is None else (*self.ioapic.routes, *own)
+
+    def _own_routes(self) -> tuple[Route, ...]:
+        """All but the Ioapic's."""
         if self._routes is None:
             from .routing import default_routes
 
             self._routes = default_routes()
-        return self._routes if self.ioapic is None else (*self.ioapic.routes, *self._routes)
+        return self._routes
 
     def set_gsi_routing(self, routes: Iterable[Route]) -> None:
         """KVM_SET_GSI_ROUTING: replace the whole table of where each GSI leads. KVM API, 4.52.
@@ -298,7 +303,7 @@ class IrqMethods:
         """
         from .routing import MsiRoute
 
-        routes = self.gsi_routes
+        routes = self._own_routes()
         if gsi is None:
             used = {route.gsi for route in routes}
             gsi = next(n for n in range(IOAPIC_PINS, IOAPIC_PINS + len(used) + 1) if n not in used)
