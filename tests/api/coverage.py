@@ -9,8 +9,8 @@ the package. With JUnit files of test runs it also lists on which run a passed t
 with success, saw each exit and enabled each capability. Exit status 1 when something of x86 is
 missing, or no test ever made an ioctl and no reason is stated here.
 
-A run that made no ioctl was not made at all (no /dev/kvm, a rig left out, no file): an ioctl that
-only such runs can show is told, and does not count.
+A run whose tests made no ioctl was left out (no /dev/kvm, no rig, no file). An ioctl that only such
+runs can show (SHOWN_BY) is told, and does not count.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ NOT_OURS = {
 NOT_OUR_EXITS = re.compile(r"KVM_EXIT_(S390|DCR|OSI|PAPR|WATCHDOG|EPR|ARM|RISCV|LOONGARCH)\w*")
 
 _SEV = "needs AMD SEV or Intel TDX hardware; the structures and the error are tested"
-_NEWER = "Linux 6.18 and newer: shown where the host has it"
+_NEWER = "is of Linux 6.18 and newer: shown where the host has it"
+_OLDER = "is of Linux before 6.4: shown where a rig or the host is that old"
 #: Ioctls that a passed test need not have made: why.
 UNPROVEN = {
     "KVM_MEMORY_ENCRYPT_OP": _SEV,
@@ -48,17 +49,17 @@ UNPROVEN = {
     "KVM_GET_ONE_REG": _NEWER,
     "KVM_SET_ONE_REG": _NEWER,
     "KVM_GET_REG_LIST": _NEWER,
+    "KVM_GET_NR_MMU_PAGES": _OLDER,
 }
 
-_6_1, _6_12 = ("kvm_amd", "kvm_intel"), ("kvm_amd_new",)
+_BOTH, _6_12 = ("kvm_amd", "kvm_intel"), ("kvm_amd_new",)
 #: Ioctls that not every KVM has: the runs of ``make test`` that show them. Any run shows the rest.
 SHOWN_BY = {
-    "KVM_SMI": _6_1,
-    "KVM_GET_NESTED_STATE": _6_1,
-    "KVM_SET_NESTED_STATE": _6_1,
-    "KVM_HYPERV_EVENTFD": _6_1,
-    "KVM_GET_SUPPORTED_HV_CPUID": _6_1,
-    "KVM_GET_NR_MMU_PAGES": _6_1,  # removed in Linux 6.4
+    "KVM_SMI": _BOTH,
+    "KVM_GET_NESTED_STATE": _BOTH,
+    "KVM_SET_NESTED_STATE": _BOTH,
+    "KVM_HYPERV_EVENTFD": _BOTH,
+    "KVM_GET_SUPPORTED_HV_CPUID": _BOTH,
     "KVM_SET_USER_MEMORY_REGION2": _6_12,
     "KVM_SET_MEMORY_ATTRIBUTES": _6_12,
     "KVM_CREATE_GUEST_MEMFD": _6_12,
@@ -70,6 +71,18 @@ SHOWN_BY = {
     "KVM_XEN_HVM_EVTCHN_SEND": _6_12,
     "KVM_XEN_VCPU_GET_ATTR": _6_12,
     "KVM_XEN_VCPU_SET_ATTR": _6_12,
+}
+
+#: Exits that none of the runs shows: why. Their decoding is tested in tests/unit.
+UNSEEN = {
+    "Exception_": "needs an Intel processor and a host that forbids split locks",
+    "Intr": "comes with EINTR, which is no exit to kvmpy but a signal or a kick",
+    "Nmi": "no KVM gives it on x86 any more",
+    "ApResetHold": "needs AMD SEV-ES hardware",
+    "BusLock": "needs an Intel processor that detects bus locks",
+    "Notify": "needs an Intel processor with a notification window",
+    "Tdx": "needs Intel TDX hardware",
+    "HypervOther": "of kernels newer than this package",
 }
 
 Rows = Mapping[str, Sequence[str]]
@@ -147,16 +160,20 @@ def exit_classes() -> dict[int, list[str]]:
     from kvmpy import exits
 
     found: dict[int, list[str]] = {}
-    for kind in _subclasses(exits.Exit):
-        if kind.reason >= 0:
+    kinds = [kind for kind in vars(exits).values() if isinstance(kind, type)]
+    for kind in kinds:
+        leaf = issubclass(kind, exits.Exit) and not kind.__subclasses__()
+        if leaf and kind.reason >= 0:
             found.setdefault(kind.reason, []).append(kind.__name__)
     return found
 
 
-def _subclasses(kind: type) -> Iterator[type]:
-    for sub in kind.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
+def all_reasons(header: Mapping[str, int]) -> dict[str, int]:
+    """The header's exit reasons, and those of newer kernels that kvmpy has."""
+    from kvmpy.exit_names import REASONS
+
+    newer = {f"KVM_EXIT_{REASONS[n]}": n for n in exit_classes() if n not in header.values()}
+    return dict(sorted({**header, **newer}.items(), key=lambda item: item[1]))
 
 
 def check_exits(reasons: Mapping[str, int]) -> Iterator[str]:
@@ -212,16 +229,16 @@ def judge_proofs(rows: Rows, runs: Mapping[str, Run]) -> tuple[list[str], list[s
     """(what is missing, remarks): every ioctl was made by a passed test somewhere, or the reason
     why not is stated, or only a run that was not made shows it."""
     missing, remarks = [], []
-    absent = {name for name, run in runs.items() if not run.ioctls}
+    made = {name for name, run in runs.items() if run.ioctls}
     shown = set().union(*(run.ioctls for run in runs.values()))
     if not shown:
         return [], ["no test results: nothing is proved"]
     for name in rows:
-        left = absent.intersection(SHOWN_BY.get(name, ()))
         if name in shown or name in UNPROVEN:
             continue
-        if left:
-            remarks.append(f"{name}: not shown: left to {' and '.join(sorted(left))}, not run")
+        able = SHOWN_BY.get(name, ())
+        if able and not made.intersection(able):
+            remarks.append(f"{name}: not shown: left to {' and '.join(able)}, not run")
         else:
             missing.append(f"{name}: no passed test made it with success, and no reason is stated")
     remarks += [f"{name}: shown after all: it {UNPROVEN[name]}" for name in _stale(shown)]
@@ -229,8 +246,9 @@ def judge_proofs(rows: Rows, runs: Mapping[str, Run]) -> tuple[list[str], list[s
 
 
 def _stale(shown: set[str]) -> list[str]:
-    """Reasons that a run has overtaken; those that name a kernel hold for older ones."""
-    return sorted(name for name in shown.intersection(UNPROVEN) if UNPROVEN[name] is not _NEWER)
+    """Reasons that a run has overtaken; those that name a kernel hold for other ones."""
+    found = shown.intersection(UNPROVEN)
+    return sorted(name for name in found if UNPROVEN[name] not in (_NEWER, _OLDER))
 
 
 # ---------------------------------------------------------------- the report
@@ -255,10 +273,12 @@ def report(rows: Rows, reasons: Mapping[str, int], runs: Mapping[str, Run]) -> I
             yield f"    {UNPROVEN[name]}"
     yield ""
     yield _head("exit reason", "class", runs)
-    classes = exit_classes()
     for name, number in reasons.items():
-        for kind in classes.get(number, ()):
-            yield _line(name, kind, (kind in run.exits for run in runs.values()))
+        for kind in exit_classes().get(number, ()):
+            marks = [kind in run.exits for run in runs.values()]
+            yield _line(name, kind, marks)
+            if runs and kind in UNSEEN and not any(marks):
+                yield f"    {UNSEEN[kind]}"
     yield ""
     yield _head("capability to enable", "method", runs)
     from kvmpy import enabling
@@ -297,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     runs = {name: read_run(Path(path)) for name, _, path in (t.partition("=") for t in given.junit)}
     header, rows = HEADER.read_text(), table()
-    reasons = header_exits(header)
+    reasons = all_reasons(header_exits(header))
     missing, remarks = judge_proofs(rows, runs)
     problems = [
         *check_header(rows, header),

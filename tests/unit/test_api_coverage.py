@@ -148,7 +148,7 @@ def test_what_was_never_made() -> None:
     less["kvm_amd"] = Run()
     less["kvm_amd_new"] = Run(set(coverage.SHOWN_BY) - {"KVM_SMI"})
     assert coverage.judge_proofs(ROWS, less) == (
-        never, ["KVM_SMI: not shown: left to kvm_amd, not run"],
+        never, ["KVM_SMI: not shown: left to kvm_amd and kvm_intel, not run"],
     )  # fmt: skip
     less["kvm_amd"] = Run({"KVM_RUN"})
     missing, remarks = coverage.judge_proofs(ROWS, less)
@@ -171,6 +171,8 @@ def test_reasons_are_about_rows() -> None:
     assert set(coverage.UNPROVEN) | set(coverage.SHOWN_BY) <= set(ROWS)
     assert not set(coverage.UNPROVEN) & set(coverage.SHOWN_BY)
     assert all(len(reason.split()) > 4 for reason in coverage.UNPROVEN.values())
+    exits = {name for names in coverage.exit_classes().values() for name in names}
+    assert set(coverage.UNSEEN) <= exits
 
 
 def test_no_run_at_all() -> None:
