@@ -11,16 +11,18 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/guests/*.*)
 NATIVE_C := $(wildcard native/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help boot build bench test test-all test-fast test-svm test-svm-new test-vmx \
-	test-vmx-restricted api-coverage test-asan test-valgrind lint clean
+.PHONY: help boot build bench bench-linux test test-all test-fast test-svm test-svm-new test-vmx \
+	test-vmx-restricted test-linux-svm test-linux-vmx api-coverage test-asan test-valgrind lint clean
 
 help:
 	@echo "make boot [KERNEL=path] [ARGS='--memory 1G ...']   boot the demo kernel, or an image"
 	@echo "make test       everything: on this host, on kvm_amd in QEMU, on kvm_intel in Bochs"
+	@echo "make test-linux-svm, test-linux-vmx   Debian's kernels as guests, on one rig"
 	@echo "make test-fast  under a minute      make test-svm, test-vmx  one rig"
 	@echo "make api-coverage  every ioctl, exit and capability, and which run proved it"
 	@echo "make test-asan  the shim under ASan and UBSan       make test-valgrind  under memcheck"
-	@echo "make bench      figures             make lint  ruff, mypy, C warnings"
+	@echo "make bench      figures             make bench-linux  beside QEMU, on the SVM rig"
+	@echo "make lint       ruff, mypy, C warnings"
 
 # ---- set-up
 
@@ -52,6 +54,15 @@ boot: $(VENV)/.built
 bench: $(VENV)/.test
 	@mkdir -p results
 	$(BIN)/python tests/bench/run.py --json results/bench.json $(ARGS)
+
+# kvmpy as users have it: installed from a wheel, in an environment with nothing else.
+bench-linux: $(VENV)/.test
+	@rm -rf build
+	@$(PYTHON) -m venv --without-pip build/bench
+	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	@$(BIN)/python -m pip --python build/bench/bin/python install -q build/wheel/*.whl
+	$(RIG) svm --linux-guests --cpus 2 --memory 3072 -- \
+		python tests/bench/peers.py --python build/bench/bin/python $(ARGS)
 
 # ---- check
 # The rigs run the same tests on real kvm_amd (in QEMU) and real kvm_intel (in Bochs). Bochs is
@@ -107,6 +118,16 @@ test-vmx-restricted: $(VENV)/.test
 	$(RIG) vmx --optional --junit results/vmx-restricted.xml \
 		--kernel-arguments kvm_intel.unrestricted_guest=0 -- python -m pytest -q \
 		$(addprefix tests/kvm/test_,kernel_log.py modes.py exceptions.py syscalls.py)
+
+# Guests with Debian's kernels, unmodified: not yet part of `make test`. Bochs takes minutes for a
+# boot: one.
+test-linux-svm: $(VENV)/.test
+	$(RIG) svm --optional --linux-guests --cpus 2 --memory 3072 --junit results/linux-svm.xml -- \
+		python -m pytest -q $(wildcard tests/kvm/test_linux_*.py)
+
+test-linux-vmx: $(VENV)/.test
+	$(RIG) vmx --optional --linux-guests --junit results/linux-vmx.xml -- \
+		python -m pytest -q tests/kvm/test_linux_boot.py -k test_shell_and_power_off
 
 # With the results of the last runs, if there are any.
 api-coverage: $(VENV)/.test

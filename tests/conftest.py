@@ -11,6 +11,7 @@ exits.
 from __future__ import annotations
 
 import collections
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -320,6 +321,93 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.001)
 
     return wait
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.fixture
+def namespace() -> Iterator[Any]:
+    """A :class:`netns.Namespace`, in which taps can be made."""
+    from netns import Namespace
+
+    if shutil.which("ip") is None:
+        pytest.skip("there is no ip command (apt install iproute2)")
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("there is no /dev/net/tun (modprobe tun)")
+    try:
+        namespace = Namespace()
+    except PermissionError:
+        pytest.skip("a network namespace takes CAP_SYS_ADMIN")
+    try:
+        yield namespace
+    finally:
+        namespace.close()
+
+
+# ---------------------------------------------------------------- Linux guests
+
+
+@pytest.fixture(scope="session")
+def linux_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    """``linux_images(package)``: the kernel of a Debian package, and the initramfs for it."""
+    from linux import initramfs, kernels
+    from rigs import host
+
+    directory = tmp_path_factory.mktemp("initramfs")
+
+    @functools.cache
+    def images(package: str) -> tuple[Any, Path]:
+        try:
+            kernel = kernels.fetch(package)
+            return kernel, initramfs.write(directory / package, kernel)
+        except host.Unavailable as error:
+            if os.environ.get("KVMPY_REQUIRE_KVM") == "1":
+                pytest.fail(f"KVMPY_REQUIRE_KVM=1, and no {package}: {error}", pytrace=False)
+            pytest.skip(f"Debian's kernels cannot be had: {error}")
+
+    return images
+
+
+@pytest.fixture
+def linux(linux_images: Callable[[str], tuple[Any, Path]]) -> Iterator[Callable[..., Any]]:
+    """``linux(package, run=, then=, append=, **options)``: a Machine with a Debian kernel, started
+    and, if there is to be a shell, booted; closed after the test.
+
+    ``package``: linux.kernels.CLOUD or FULL. ``run`` and ``then``: what linux.initramfs does.
+    """
+    from linux import guest, initramfs, kernels
+
+    import kvmpy
+
+    with contextlib.ExitStack() as machines:
+
+        def start(
+            package: str = kernels.CLOUD,
+            *,
+            run: str = "",
+            then: str = "shell",
+            append: str = "",
+            memory: str = "256M",
+            **options: Any,
+        ) -> Any:
+            kernel, initrd = linux_images(package)
+            words = f'console=ttyS0 quiet panic=-1 {append} then={then} run="{run}"'
+            machine = machines.enter_context(
+                kvmpy.Machine(
+                    options.pop("kernel", kernel.bzimage),
+                    initrd=initrd,
+                    append=words,
+                    memory=memory,
+                    **options,
+                )
+            )
+            machine.start(timeout=guest.LIMIT)
+            if then == "shell":
+                machine.console.expect(initramfs.READY, timeout=guest.LIMIT)
+            return machine
+
+        yield start
 
 
 # ---------------------------------------------------------------- C programs

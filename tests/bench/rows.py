@@ -68,7 +68,7 @@ def alternate(
     return samples
 
 
-_HEADER = ("", "bare C", "kvmpy", "kvmpy to bare", "95 % interval", "limit", "met")
+_HEADER = ("", "{peer}", "kvmpy", "kvmpy to {peer}", "95 % interval", "limit", "met")
 
 
 def _number(value: float, unit: str) -> str:
@@ -95,9 +95,9 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text, columns aligned."""
-    lines = [_HEADER, *map(_cells, rows)]
+def table(rows: Sequence[Row], peer: str = "bare C") -> str:
+    """The rows as text, columns aligned. ``peer``: what kvmpy is compared with."""
+    lines = [tuple(cell.format(peer=peer) for cell in _HEADER), *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = []
     for line in lines:

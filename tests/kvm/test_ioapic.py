@@ -4,8 +4,7 @@ import os
 import threading
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from irq_guest import IOAPIC, XAPIC, boot, interrupted, quiet, redirect
 
 import kvmpy

@@ -38,13 +38,9 @@ def fetch(package: str, modules: Iterable[str]) -> Kernel:
     key = host.fingerprint(_LAYOUT, package, *wanted)
 
     def build(directory: Path) -> None:
-        images = [name for name in host.dependencies(package) if name.startswith("linux-image-")]
-        name = images[0] if images else package
-        host.say(f"fetching {name}")
         tree = directory / "unpacked"
-        host.unpack(host.download([name], directory / "deb"), tree)
+        host.unpack(_archives(package), tree)
         _reduce(tree, wanted, directory)
-        shutil.rmtree(directory / "deb")
         shutil.rmtree(tree)
 
     entry = host.cached("kernel", key, build)
@@ -52,6 +48,18 @@ def fetch(package: str, modules: Iterable[str]) -> Kernel:
     bzimage = entry / "vmlinuz"
     modules_in_order = tuple(sorted((entry / "modules").iterdir()))
     return Kernel(bzimage, elf if elf.exists() else bzimage, modules_in_order)
+
+
+def _archives(package: str) -> list[Path]:
+    """The package's .deb, kept: rigs and their guests want different modules of one kernel."""
+
+    def build(directory: Path) -> None:
+        images = [name for name in host.dependencies(package) if name.startswith("linux-image-")]
+        name = images[0] if images else package
+        host.say(f"fetching {name}")
+        host.download([name], directory)
+
+    return sorted(host.cached("deb", host.fingerprint(package), build).glob("*.deb"))
 
 
 def _reduce(tree: Path, wanted: tuple[str, ...], directory: Path) -> None:

@@ -34,23 +34,14 @@ def main() -> int:
     rig = RIGS[arguments.rig]
     if arguments.junit is not None:
         arguments.junit.unlink(missing_ok=True)  # an old one must not pass for this run's
-    job = Job(
-        command=arguments.command,
-        memory=arguments.memory or rig.MEMORY,
-        kernel=arguments.kernel or rig.KERNEL,
-        cpus=arguments.cpus,
-        junit=arguments.junit is not None,
-        verbose=arguments.verbose,
-        kernel_arguments=arguments.kernel_arguments,
-        extra_files=arguments.add,
-        environment=dict(pair.split("=", 1) for pair in arguments.env),
-    )
     session = Session(
         arguments.rig, arguments.timeout or rig.TIMEOUT, show_console=arguments.verbose
     )
     try:
+        if arguments.linux_guests:
+            _add_linux_guests(arguments)
         with host.work_directory(arguments.rig) as work:
-            status: int = rig.run(job, session, work)
+            status: int = rig.run(_job(arguments), session, work)
     except host.Unavailable as error:
         if not arguments.optional or os.environ.get("KVMPY_REQUIRE_KVM") == "1":
             raise
@@ -66,6 +57,29 @@ def main() -> int:
             host.say(f"{arguments.rig}: the command left no JUnit file")
             status = status or EXIT_NO_OUTCOME
     return status
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    return Job(
+        command=arguments.command,
+        memory=arguments.memory or RIGS[arguments.rig].MEMORY,
+        kernel=arguments.kernel or RIGS[arguments.rig].KERNEL,
+        cpus=arguments.cpus,
+        junit=arguments.junit is not None,
+        verbose=arguments.verbose,
+        kernel_arguments=arguments.kernel_arguments,
+        extra_files=arguments.add,
+        environment=dict(pair.split("=", 1) for pair in arguments.env),
+    )
+
+
+def _add_linux_guests(arguments: argparse.Namespace) -> None:
+    """The kernels of tests/linux, where the rig's guest finds them as the host does."""
+    from linux import kernels
+
+    everything = kernels.prepare() if arguments.rig == "svm" else kernels.prepare((kernels.CLOUD,))
+    arguments.env.append(f"KVMPY_RIG_CACHE={host.cache_root()}")
+    arguments.add += everything if arguments.rig == "vmx" else []
 
 
 def _parse() -> argparse.Namespace:
@@ -101,6 +115,11 @@ def _parse() -> argparse.Namespace:
         default=[],
         metavar="PATH",
         help="vmx: copy this file or directory to the same path in the guest (svm sees it anyway)",
+    )
+    parser.add_argument(
+        "--linux-guests",
+        action="store_true",
+        help="have the kernels that guests in tests/linux boot, fetched before the rig starts",
     )
     parser.add_argument("--verbose", action="store_true", help="show the kernel's console")
     parser.usage = "%(prog)s {svm,vmx} [options] (-c TEXT | -- COMMAND...)"

@@ -18,7 +18,7 @@ from .session import Ports, Session
 
 PACKAGES = {"qemu-system-x86_64": "qemu-system-x86"}
 KERNEL = "linux-image-amd64"  # the cloud kernel has no 9p
-MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "kvm_amd")
+MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "tun", "bridge", "kvm_amd")
 MEMORY = 2048  # MiB
 TIMEOUT = 1200.0  # seconds
 
@@ -73,7 +73,7 @@ def _options(job: guest.Job, ports: Ports, image: Path, initrd: Path) -> list[st
         for option in ("-chardev", f"file,id={name},path={path}", "-serial", f"chardev:{name}")
     ]
     machine = shlex.split(
-        f"-accel tcg -cpu max,+svm -m {job.memory} -smp {job.cpus}"
+        f"-accel tcg -cpu max,+svm,-pku -m {job.memory} -smp {job.cpus}"
         " -L /usr/share/qemu -L /usr/share/seabios"
         " -nodefaults -no-user-config -display none -no-reboot"
         # multidevs=remap: inode numbers stay unique though / spans several file systems

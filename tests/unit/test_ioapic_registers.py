@@ -6,8 +6,7 @@ import gc
 import os
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import kvmpy
 from kvmpy import _native

@@ -2,16 +2,13 @@
 
 import ctypes
 import os
-import queue
-import shutil
 import socket
 import struct
-import subprocess
-import threading
 from contextlib import ExitStack
 
 import pytest
 import virtio_driver as v
+from netns import libc
 from virtio_card import F_CSUM, F_GUEST_CSUM, F_HOST_TSO4, F_MRG_RXBUF, RX, Card, header
 
 import kvmpy
@@ -19,69 +16,11 @@ from kvmpy.devices.virtio import Net, NetOptions, parse_net, tap
 
 F_GUEST_TSO4 = 1 << 7
 NEEDS_CSUM, GSO_TCPV4 = 1, 1
-CLONE_NEWNET = 0x4000_0000
 CAPABILITY_VERSION_3, CAP_NET_ADMIN = 0x2008_0522, 12
 SYS_SETRESUID = 117
 NOBODY = 65534
 ADDRESSES = ("10.9.0.1", "10.9.0.2")
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Namespace(threading.Thread):
-    """A thread with a network namespace of its own; ``namespace(function, ...)`` runs there."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.calls, self.answers = queue.SimpleQueue(), queue.SimpleQueue()
-        self.start()
-
-    def run(self):
-        while (call := self.calls.get()) is not None:
-            try:
-                self.answers.put((call(), None))
-            except BaseException as error:
-                self.answers.put((None, error))
-
-    def __call__(self, function, *arguments, **options):
-        self.calls.put(lambda: function(*arguments, **options))
-        value, error = self.answers.get(timeout=20)
-        if error is not None:
-            raise error
-        return value
-
-    def ip(self, *commands):
-        for command in commands:
-            self(subprocess.run, ["ip", *command.split()], check=True, capture_output=True)
-
-    def show(self, name):
-        """What ``ip`` says of an interface, "" when there is none."""
-        command = ["ip", "-d", "link", "show", name]
-        return self(subprocess.run, command, capture_output=True, text=True, check=False).stdout
-
-
-def unshare():
-    if libc.unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
-
-
-@pytest.fixture
-def namespace():
-    if shutil.which("ip") is None:
-        pytest.skip("there is no ip command (apt install iproute2)")
-    if not os.path.exists("/dev/net/tun"):
-        pytest.skip("there is no /dev/net/tun (modprobe tun)")
-    thread = Namespace()
-    try:
-        thread(unshare)
-        thread.ip("link set lo up")
-        yield thread
-    except PermissionError:
-        pytest.skip("a network namespace takes CAP_SYS_ADMIN")
-    finally:
-        thread.calls.put(None)
-        thread.join(20)
 
 
 @pytest.fixture
@@ -271,11 +210,7 @@ def test_tap_that_is_deleted(namespace, devices):
 @pytest.fixture
 def bridged(namespace, devices, wait_until):
     """``bridged(features of the first, features of the second)``."""
-    namespace.ip(
-        "link add br0 type bridge", "link set br0 up",
-        "tuntap add dev one0 mode tap", "link set one0 master br0 up",
-        "tuntap add dev two0 mode tap", "link set two0 master br0 up",
-    )  # fmt: skip
+    namespace.bridge("one0", "two0")
 
     def make(first=None, second=None):
         cards = [
@@ -284,9 +219,8 @@ def bridged(namespace, devices, wait_until):
         ]
         for card in cards:
             offer(card)
-        # A port forwards once the bridge has heard of its carrier, some time after the attaching.
         for name in ("one0", "two0"):
-            wait_until(lambda name=name: "state forwarding" in namespace.show(name))
+            wait_until(lambda name=name: namespace.is_forwarding(name))
         return cards
 
     return make

@@ -1,0 +1,86 @@
+"""Debian's kernels, unmodified, from the package to a shell, and the ways they end."""
+
+import pytest
+from linux.guest import LIMIT, power_off, shell
+from linux.initramfs import READY
+from linux.kernels import CLOUD, FULL
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.not_on("kvm_pvm", reason="interprets ring 0: minutes for each boot"),
+]
+
+
+def test_shell_and_power_off(linux):
+    """The cloud kernel comes up to a shell that runs commands, and switches the machine off."""
+    machine = linux(CLOUD)
+    assert shell(machine, "uname -sm; cat /proc/1/comm") == "Linux x86_64\ninit\n"
+    assert "cloud-amd64" in shell(machine, "uname -a")
+    assert machine.console.run("exit 3 | false", timeout=LIMIT).status == 1
+    machine.console.sendline("poweroff -f")
+    outcome = machine.wait(LIMIT)
+    assert (outcome.ending, outcome.status) == ("power-off", 0)
+
+
+@pytest.mark.parametrize(
+    ("then", "append", "ending", "status"),
+    [
+        ("poweroff", "", "power-off", 0),
+        ("reboot", "", "reset", 3),
+        ("reboot", "reboot=k", "reset", 3),  # by the keyboard controller
+        ("panic", "", "panic", 4),
+        ("panic", "modules=none", "reset", 3),  # panic=-1, and no pvpanic driver
+    ],
+)
+def test_endings(linux, then, append, ending, status):
+    """What the guest does last is what wait() gives, with a status of its own for a shell."""
+    machine = linux(CLOUD, then=then, append=append)
+    outcome = machine.wait(LIMIT)
+    assert (outcome.ending, outcome.status) == (ending, status)
+    assert READY.encode() in machine.console.output
+
+
+#: What is wrong with a machine whose kernel log has one of these.
+TROUBLE = ("BUG:", "Call Trace", "lockup", "Oops", "WARNING:", "Firmware Bug")
+
+
+def test_what_it_finds(linux):
+    """Clock and RTC are what a kernel on KVM is to find, and nothing in the log is amiss."""
+    machine = linux(CLOUD)
+    source = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+    assert shell(machine, f"cat {source}; ls /sys/class/rtc") == "kvm-clock\nrtc0\n"
+    log = shell(machine, "dmesg").splitlines()
+    assert [line for line in log if any(word in line for word in TROUBLE)] == []
+
+
+@pytest.mark.parametrize("acpi", [True, False], ids=["acpi", "mp-table"])
+def test_two_cpus(linux, acpi):
+    """Both CPUs come up, take timer interrupts, and do work. The cloud kernel knows no MP table."""
+    package, append = (CLOUD, "") if acpi else (FULL, "acpi=off")
+    machine = linux(package, cpus=2, acpi=acpi, append=append)
+    assert shell(machine, "nproc; cat /sys/devices/system/cpu/online") == "2\n0-1\n"
+    work = "for cpu in 0 1; do taskset -c $cpu sh -c 'seq 2000 | wc -l'; done"
+    assert shell(machine, work) == "2000\n2000\n"
+    timer = shell(machine, "grep LOC: /proc/interrupts").split()
+    assert all(int(count) > 0 for count in timer[1:3]), timer
+    machine.console.sendline("poweroff -f" if acpi else "reboot -f")
+    assert machine.wait(LIMIT).ending == ("power-off" if acpi else "reset")
+
+
+@pytest.mark.parametrize(("memory", "kib"), [("128M", 128 << 10), ("5G", 5 << 20)])
+def test_memory(linux, memory, kib):
+    """From little to more than fits below the hole under 4 GiB: Linux has nearly all of it."""
+    total = shell(linux(CLOUD, memory=memory), "grep MemTotal /proc/meminfo").split()[1]
+    assert kib * 0.7 < int(total) < kib
+
+
+@pytest.mark.parametrize(
+    ("image", "format"), [("bzimage", "linux"), ("elf", "linux"), ("elf", "pvh")]
+)
+def test_full_kernel(linux, linux_images, image, format):
+    """linux-image-amd64 with 2 CPUs: the bzImage, whose payload it decompresses itself, and the
+    vmlinux in it by both boot protocols."""
+    kernel = getattr(linux_images(FULL)[0], image)
+    machine = linux(FULL, kernel=kernel, format=format, cpus=2, memory="512M")
+    assert shell(machine, "nproc") == "2\n"
+    power_off(machine)
