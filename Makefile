@@ -11,8 +11,8 @@ BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/guests/*.*)
 NATIVE_C := $(wildcard native/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help boot build bench bench-linux test test-all test-fast test-svm test-svm-new test-vmx \
-	test-vmx-restricted test-linux-svm test-linux-vmx api-coverage test-asan test-valgrind lint clean
+.PHONY: help boot build bench bench-linux test test-all test-fast test-fast-unit test-fast-kvm \
+	test-svm test-svm-new test-vmx test-vmx-restricted test-linux-svm test-linux-vmx api-coverage test-asan test-valgrind lint clean
 
 help:
 	@echo "make boot [KERNEL=path] [ARGS='--memory 1G ...']   boot the demo kernel, or an image"
@@ -95,8 +95,16 @@ test: $(VENV)/.test
 test-all:
 	@$(MAKE) --no-print-directory test VMX_LEFT_OUT=
 
+# Without what starts many processes of its own, pytest in pytest and shells.
+FAST_LEFT_OUT = $(addprefix --ignore tests/,kvm/test_pytest_plugin.py \
+	unit/test_plugin_without_kvm.py unit/test_machine_shell.py)
+# Two processes, one for each CPU; each's output comes when it is done.
 test-fast: $(VENV)/.test
-	HYPOTHESIS_PROFILE=fast KVMPY_VIRTIO_ROUNDS=500 $(PYTEST) -m 'not slow' $(ARGS)
+	@$(MAKE) --no-print-directory -j2 -k --output-sync=target test-fast-unit test-fast-kvm
+
+test-fast-unit test-fast-kvm: test-fast-%: $(VENV)/.test
+	HYPOTHESIS_PROFILE=fast KVMPY_VIRTIO_ROUNDS=500 $(PYTEST) -q tests/$* -m 'not slow' $(ARGS) \
+		$(FAST_LEFT_OUT)
 
 test-svm: $(VENV)/.test
 	$(RIG) svm --optional --junit results/svm.xml -- python -m pytest tests/kvm -q -m 'not slow'

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ from .errors import ForkedError, KvmIoctlError, UnsupportedError, VmDeadError
 
 _lib, _ffi = _native.lib, _native.ffi
 _call, _call_with = _lib.shim_ioctl, _lib.shim_ioctl_with
+_ioctl = fcntl.ioctl
 _from_buffer = _ffi.from_buffer
 _BYTES = _ffi.typeof("char[]")
 _CDATA = type(_ffi.new("int *"))
@@ -74,8 +76,13 @@ class Ioctl:
         # raw() written out: a call more would be a fifth of what the checked form costs.
         if type(argument) is int:
             result: int = _call(fd, self.request, argument)
+        elif isinstance(argument, _CDATA):
+            result = _call_with(fd, self.request, argument)
         elif type(argument) is bytearray and len(argument) >= self.size:
-            result = _call_with(fd, self.request, _from_buffer(argument))
+            try:  # CPython's own way to the same system call: to cffi a bytearray is a detour
+                result = _ioctl(fd, self.request, argument)
+            except OSError as error:
+                result = -(error.errno or errno.EINVAL)
         else:
             result = _call_with(fd, self.request, self._pointer(argument))
         if result < 0:

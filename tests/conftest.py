@@ -151,7 +151,7 @@ def _record_use() -> None:
             result: int = call(fd, request, argument)
             if result >= 0 and request in names:
                 _used["ioctls"].add(names[request])
-                if request == enable:
+                if request == enable and not isinstance(argument, bytearray):
                     number = ffi.cast("struct kvm_enable_cap *", argument).cap
                     name = capabilities.name(number).removeprefix(capabilities.PREFIX)
                     _used["capabilities"].add(name)
@@ -164,7 +164,8 @@ def _record_use() -> None:
         _used["exits"].add(type(exit).__name__)
         return exit
 
-    ioctl._call, ioctl._call_with = recording(ioctl._call), recording(ioctl._call_with)
+    for attribute in ("_call", "_call_with", "_ioctl"):
+        setattr(ioctl, attribute, recording(getattr(ioctl, attribute)))
     VCPU._decode = decoded  # type: ignore[method-assign]
 
 
