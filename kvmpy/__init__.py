@@ -279,9 +279,9 @@ _MODES = {
     "LONG_MODE": "LONG_64",
 }
 _ROOMS = (
-    "binary_stats", "boot", "capabilities", "devices", "enabling", "encryption", "guest_memfd",
-    "guests", "host", "ioctls", "irqchips", "machine", "msrs", "pmu", "routing", "state", "vm_irq",
-    "x86", "xen",
+    "bench", "binary_stats", "boot", "capabilities", "devices", "enabling", "encryption",
+    "guest_memfd", "guests", "host", "ioctls", "irqchips", "machine", "msrs", "pmu", "routing",
+    "state", "vm_irq", "x86", "xen",
 )  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 
