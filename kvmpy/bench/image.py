@@ -1,0 +1,80 @@
+"""A benchmark's guest program: its code, what it exports, its stamps (native/guests/bench.inc)."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from .. import guests
+
+#: Where the code is linked to run (native/guests/bench.ld).
+ORIGIN: Final = 0x10_0000
+
+_HEADER: Final = struct.Struct("<4I")
+#: What an interpreted ring runs in place of the stamps' instructions, of the same length: LFENCE
+#: becomes a NOP, RDTSCP an RDTSC and a NOP.
+_PLAIN: Final = {b"\x0f\xae\xe8": b"\x0f\x1f\x00", b"\x0f\x01\xf9": b"\x0f\x31\x90"}
+
+
+@dataclass(frozen=True)
+class Image:
+    """``symbols``: exported addresses and numbers by name. ``stamps``: addresses of the stamps'
+    instructions that the instruction emulator does not know."""
+
+    code: bytes
+    symbols: Mapping[str, int]
+    stamps: tuple[int, ...]
+
+    def __getitem__(self, name: str) -> int:
+        return self.symbols[name]
+
+    def variant(self, plain_user: bool, plain_kernel: bool) -> bytes:
+        """The code with plain stamps in ring 3's part, in ring 0's, or in both.
+
+        >>> image = kvmpy.bench.image.load("long64")
+        >>> image.variant(False, False) == image.code, image.variant(True, False) == image.code
+        (True, False)
+        """
+        code = bytearray(self.code)
+        for address in self.stamps:
+            if plain_kernel if address >= self["kernel"] else plain_user:
+                at = address - ORIGIN
+                code[at : at + 3] = _PLAIN[bytes(code[at : at + 3])]
+        return bytes(code)
+
+    def nearest(self, address: int) -> str:
+        """The last exported label at or below an address of the code, "" if there is none.
+
+        >>> image = kvmpy.bench.image.load("long64")
+        >>> image.nearest(image["canary"] + 3)
+        'canary'
+        """
+        found = [
+            (value, name) for name, value in self.symbols.items() if ORIGIN <= value <= address
+        ]
+        return max(found)[1] if found and address < ORIGIN + len(self.code) else ""
+
+
+@functools.cache
+def load(name: str) -> Image:
+    """The image syscall-NAME.bin of the package.
+
+    >>> kvmpy.bench.image.load("compat32").stamps != ()
+    True
+    """
+    code = guests.load(f"syscall-{name}.bin")
+    bounds = [address - ORIGIN for address in _HEADER.unpack_from(code)]
+    exports, exports_end, stamps, stamps_end = bounds
+    symbols: dict[str, int] = {}
+    at = exports
+    while at < exports_end:
+        (value,) = struct.unpack_from("<I", code, at)
+        end = code.index(b"\0", at + 4)
+        symbols[code[at + 4 : end].decode()] = value
+        at = end + 1
+    addresses = struct.unpack_from(f"<{(stamps_end - stamps) // 4}I", code, stamps)
+    return Image(code, MappingProxyType(symbols), addresses)
