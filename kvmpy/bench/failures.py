@@ -73,4 +73,6 @@ def describe(cpu: VCPU, image: Image, exit: Exit, timeout: float) -> GuestFailed
     text = f"{mnemonic}{code} at {instruction_at(image, report.rip)}"
     if report.rip >= image["kernel"]:
         text += f", in the handler, which runs in ring {report.cs & 3}"
+    elif report.cs & 3 == 3 and report.cs != image.user_cs:
+        text += f": the way back has loaded CS with {report.cs:#x}, not {image.user_cs:#x}"
     return GuestFailed(text, report.vector)

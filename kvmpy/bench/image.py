@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from .. import guests
+from ..x86.descriptors import USER_CODE32, USER_CODE64
 
 #: Where the code is linked to run (native/guests/bench.ld).
 ORIGIN: Final = 0x10_0000
@@ -23,9 +24,11 @@ _PLAIN: Final = {b"\x0f\xae\xe8": b"\x0f\x1f\x00", b"\x0f\x01\xf9": b"\x0f\x31\x
 @dataclass(frozen=True)
 class Image:
     """``symbols``: exported addresses and numbers by name. ``stamps``: addresses of the stamps'
-    instructions that the instruction emulator does not know."""
+    instructions that the instruction emulator does not know. ``user_cs``: selector of ring 3's
+    code."""
 
     code: bytes
+    user_cs: int
     symbols: Mapping[str, int]
     stamps: tuple[int, ...]
 
@@ -77,4 +80,5 @@ def load(name: str) -> Image:
         symbols[code[at + 4 : end].decode()] = value
         at = end + 1
     addresses = struct.unpack_from(f"<{(stamps_end - stamps) // 4}I", code, stamps)
-    return Image(code, MappingProxyType(symbols), addresses)
+    user_cs = USER_CODE64 if name == "long64" else USER_CODE32
+    return Image(code, user_cs, MappingProxyType(symbols), addresses)

@@ -7,6 +7,7 @@ What the modes need: `kvmpy.x86.modes.prepare`. Beyond that a call gate is in th
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -16,9 +17,9 @@ from ..vm import VM
 from ..x86 import descriptors as d
 from ..x86 import layout
 from ..x86.modes import Mode
-from . import image
+from . import counters, image
 from .cells import Cell
-from .failures import describe
+from .failures import GuestFailed, describe
 from .record import Canary
 
 #: Alignments of entry points that the guests have, 16 bytes apart.
@@ -36,17 +37,23 @@ _CANARY_RUNS: Final = 3
 
 @dataclass(frozen=True)
 class Batches:
-    """Times of some batches, in TSC ticks: ``words`` of 32 bits as the guest has stored them."""
+    """Times of some batches, in TSC ticks: ``words`` of 32 bits as the guest has stored them.
+
+    ``calls``: trips that were made for it, those thrown away included. ``counters``: what they
+    added, see `counters`.
+    """
 
     words: tuple[int, ...]
     repeats: int
+    calls: int
+    counters: Mapping[str, int]
 
 
 class Lab:
     """One VM and vCPU for one of the modes.
 
-    ``paging`` off runs legacy mode without it, where KVM offers no more. ``plain_user``,
-    ``plain_kernel``: rings that are interpreted, see `Image.variant`.
+    ``paging`` off runs legacy mode without it, where KVM offers no more. ``plain``: whether ring 3,
+    and whether ring 0, is interpreted and takes plain stamps (`Image.variant`).
     """
 
     def __init__(self, mode: str, *, pin: int | None = None, paging: bool = True):
@@ -183,9 +190,19 @@ class Lab:
         size = 4 * record * repeats
         records = self.image["RECORDS"]
         self.vm.load(bytes(size * (count + 1)), at=records)  # touched before it is timed
-        self.run(count + 1)
+        with counters.counting(self.cpu) as counted:
+            self.run(count + 1)
+        calls = (count + 1) * repeats * (1 if cell.single else 3 * block)
+        counted.update(calls=calls, expected_exits=count + 1)
+        self._check_count(cell, calls)
         raw = self.vm.memory.read(records + size, size * count)
-        return Batches(struct.unpack(f"<{len(raw) // 4}I", raw), repeats)
+        return Batches(struct.unpack(f"<{len(raw) // 4}I", raw), repeats, calls, counted)
+
+    def _check_count(self, cell: Cell, calls: int) -> None:
+        """Rungs that dispatch count the calls that arrive: in the timed loops, too."""
+        counts = cell.handler in ("H2", "H3")
+        if counts and self.calls_seen != calls & 0xFFFF_FFFF:
+            raise GuestFailed(f"of {calls} calls {self.calls_seen} arrived")
 
     def canary(self, ring: int, limit: float) -> Canary:
         """What a dependent addition costs in ``ring``, in TSC ticks; above ``limit`` the ring is

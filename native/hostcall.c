@@ -1,0 +1,49 @@
+/* The host's own system calls, timed as bench/syscall.py times a guest's. */
+#include "shim.h"
+
+
+static inline uint32_t stamp_begin(void)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("lfence; rdtsc; lfence" : "=a"(low), "=d"(high) : : "memory");
+	return low;
+}
+
+static inline uint32_t stamp_end(void)
+{
+	uint32_t low, high, aux;
+
+	__asm__ volatile("rdtscp; lfence" : "=a"(low), "=d"(high), "=c"(aux) : : "memory");
+	return low;
+}
+
+#define CALLS(count)                                                                               \
+	__asm__ volatile(".rept " #count "; mov %0, %%rax; syscall; .endr"                         \
+			 :                                                                         \
+			 : "r"(number)                                                             \
+			 : "rax", "rcx", "r11", "memory")
+
+/* `records` pairs to `ticks`: TSC ticks of 16 system calls, and of 32. `number`: of a call
+ * without arguments. */
+void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks)
+{
+	for (uint32_t i = 0; i < records; i++) {
+		uint32_t start = stamp_begin();
+
+		CALLS(16);
+		ticks[2 * i] = stamp_end() - start;
+		start = stamp_begin();
+		CALLS(32);
+		ticks[2 * i + 1] = stamp_end() - start;
+	}
+}
+
+/* Ticks of `rounds` of shim_spin()'s loop, 18 instructions each. */
+uint32_t shim_spin_ticks(uint32_t rounds)
+{
+	uint32_t start = stamp_begin();
+
+	shim_spin(rounds);
+	return stamp_end() - start;
+}
