@@ -20,13 +20,20 @@ class ExitStats:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """All exits of a vCPU that KVM handed to user space. ``guest_ns``: time inside KVM_RUN."""
+    """All exits of a vCPU that KVM handed to user space. ``guest_ns``: time inside KVM_RUN;
+    ``python_ns``: what of the handling was outside the C shim, in Python."""
 
     exits: tuple[ExitStats, ...]
     guest_ns: int | None
+    python_ns: int | None = None
 
     @staticmethod
-    def of(counts: Sequence[int], times: Sequence[int], guest_ns: int | None) -> RunStats:
+    def of(
+        counts: Sequence[int],
+        times: Sequence[int],
+        guest_ns: int | None,
+        python_ns: int | None = None,
+    ) -> RunStats:
         """From the shim's arrays, indexed by exit reason.
 
         >>> kvmpy.stats.RunStats.of([0, 0, 3], [0, 0, 0], None)["IO"]
@@ -37,7 +44,7 @@ class RunStats:
             for i, count in enumerate(counts)
             if count
         ]
-        return RunStats(tuple(sorted(rows, key=lambda row: -row.count)), guest_ns)
+        return RunStats(tuple(sorted(rows, key=lambda row: -row.count)), guest_ns, python_ns)
 
     @property
     def total(self) -> int:
@@ -57,7 +64,8 @@ class RunStats:
             ns = (before.handling_ns or 0) + (row.handling_ns or 0) if measured else None
             rows[row.reason] = ExitStats(row.reason, before.count + row.count, ns)
         guest = (self.guest_ns or 0) + (other.guest_ns or 0) if measured else None
-        return RunStats(tuple(sorted(rows.values(), key=lambda row: -row.count)), guest)
+        python = (self.python_ns or 0) + (other.python_ns or 0) if measured else None
+        return RunStats(tuple(sorted(rows.values(), key=lambda row: -row.count)), guest, python)
 
     def __getitem__(self, reason: str) -> int:
         """How many exits had this reason ("IO", "HLT"); 0 for none."""

@@ -478,14 +478,17 @@ class VCPU(
     # -- statistics
 
     def measure(self, on: bool = True) -> None:
-        """Have :attr:`run_stats` tell times as well as counts; costs two clock readings an exit.
+        """Have :attr:`run_stats` tell times as well as counts, from now on. It costs two clock
+        readings an exit, and two more for one that Python handles.
 
         >>> cpu.measure()
         >>> cpu.run_stats.guest_ns
         0
         """
         self._open()
-        self._shim.timing = on
+        shim = self._shim
+        shim.timing = on
+        shim.returned_at = shim.left_at = 0  # the time since the last exit belongs to none
 
     @property
     def first_exit_at(self) -> float | None:
@@ -508,7 +511,9 @@ class VCPU(
         shim = self._shim
         counts = _ffi.unpack(shim.exits, _lib.SHIM_EXIT_REASONS)
         times = _ffi.unpack(shim.handling_ns, _lib.SHIM_EXIT_REASONS)
-        return RunStats.of(counts, times, shim.guest_ns if shim.timing else None)
+        if not shim.timing:
+            return RunStats.of(counts, times, None)
+        return RunStats.of(counts, times, shim.guest_ns, shim.python_ns)
 
     # -- life
 

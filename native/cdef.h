@@ -163,7 +163,8 @@ struct shim_vcpu {
     bool timing;
     uint64_t exits[...];
     uint64_t handling_ns[...];
-    uint64_t guest_ns;
+    uint64_t guest_ns, python_ns;
+    int64_t returned_at, left_at;
     int64_t first_exit_at;
     ...;
 };

@@ -468,9 +468,21 @@ static int enter(struct shim_vcpu *vcpu)
 	return 0;
 }
 
+/* The caller has had the vCPU since leave(). */
+static void account_caller(struct shim_vcpu *vcpu)
+{
+	if (likely(!vcpu->timing))
+		return;
+	if (vcpu->left_at)
+		vcpu->python_ns += shim_now() - vcpu->left_at;
+	vcpu->left_at = 0;
+}
+
 static int leave(struct shim_vcpu *vcpu, int stop)
 {
 	shim_take_registers(vcpu);
+	if (unlikely(vcpu->timing))
+		vcpu->left_at = shim_now();
 	vcpu->stop = stop;
 	if (!is_resumable(stop))
 		wind_up(vcpu);
@@ -500,6 +512,7 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 		atomic_store(&vcpu->active, 0);
 		return refused(vcpu, error);
 	}
+	account_caller(vcpu);
 	shim_kick_forward();
 	shim_kick_recall(vcpu);
 	atomic_store(&vcpu->signalled, 0);
@@ -530,6 +543,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 		atomic_store(&vcpu->active, 0);
 		return refused(vcpu, error);
 	}
+	account_caller(vcpu);
 	if (vcpu->stop == SHIM_ACCESS)
 		settle_element(vcpu);
 	else if (vcpu->stop == SHIM_MSR)

@@ -313,7 +313,8 @@ struct shim_vcpu {
 	uint64_t exits[SHIM_EXIT_REASONS];
 	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
 	uint64_t guest_ns;                       /* inside KVM_RUN */
-	int64_t returned_at;
+	uint64_t python_ns;                      /* of handling_ns, outside the shim */
+	int64_t returned_at, left_at;
 	int64_t first_exit_at; /* CLOCK_MONOTONIC ns, 0: none yet */
 	uint32_t returned_with;
 };

@@ -23,7 +23,7 @@ INSTRUCTIONS: Final = {
     "callgate": "call gate",
     "nearcall": "near call",
     "empty": "empty loop",
-    "adds": "dependent adds",
+    "adds": "64 dependent adds",
 }
 MODE_NAMES: Final = {"long64": "64-bit", "compat32": "compat 32-bit", "legacy32": "legacy 32-bit"}
 

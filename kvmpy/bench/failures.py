@@ -13,7 +13,7 @@ from .image import ORIGIN, Image
 if TYPE_CHECKING:
     from ..vcpu import VCPU
 
-#: First bytes of the instructions that a trip can fail at.
+#: First bytes of the instructions that a guest can fail at.
 _INSTRUCTIONS: Final = {
     b"\xcd\x80": "int 0x80",
     b"\x0f\x05": "syscall",
@@ -28,8 +28,14 @@ _INSTRUCTIONS: Final = {
     b"\x48\xcb": "the far return",
     b"\xcb": "the far return",
     b"\x0f\x22": "mov to cr3",
-    b"\x0f\xae": "lfence",
-    b"\x0f\x01": "rdtscp",
+    b"\x0f\xae\xe8": "lfence",
+    b"\x0f\x01\xf9": "rdtscp",
+    b"\x0f\x01\xc1": "vmcall",
+    b"\x0f\x01\xd9": "vmmcall",
+    b"\x0f\xa2": "cpuid",
+    b"\x0f\x32": "rdmsr",
+    b"\x0f\x30": "wrmsr",
+    b"\xf4": "hlt",
 }
 
 
@@ -44,7 +50,7 @@ class GuestFailed(KvmpyError):
 def instruction_at(image: Image, address: int) -> str:
     """The instruction at an address of the guest, by name; else the address with its label.
 
-    >>> image = kvmpy.bench.image.load("long64")
+    >>> image = kvmpy.bench.image.load("syscall-long64")
     >>> kvmpy.bench.failures.instruction_at(image, 0x10)
     '0x10'
     """

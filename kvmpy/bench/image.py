@@ -38,7 +38,7 @@ class Image:
     def variant(self, plain_user: bool, plain_kernel: bool) -> bytes:
         """The code with plain stamps in ring 3's part, in ring 0's, or in both.
 
-        >>> image = kvmpy.bench.image.load("long64")
+        >>> image = kvmpy.bench.image.load("syscall-long64")
         >>> image.variant(False, False) == image.code, image.variant(True, False) == image.code
         (True, False)
         """
@@ -52,7 +52,7 @@ class Image:
     def nearest(self, address: int) -> str:
         """The last exported label at or below an address of the code, "" if there is none.
 
-        >>> image = kvmpy.bench.image.load("long64")
+        >>> image = kvmpy.bench.image.load("syscall-long64")
         >>> image.nearest(image["canary"] + 3)
         'canary'
         """
@@ -64,12 +64,12 @@ class Image:
 
 @functools.cache
 def load(name: str) -> Image:
-    """The image syscall-NAME.bin of the package.
+    """The image NAME.bin of the package, linked with bench.ld.
 
-    >>> kvmpy.bench.image.load("compat32").stamps != ()
+    >>> kvmpy.bench.image.load("syscall-compat32").stamps != ()
     True
     """
-    code = guests.load(f"syscall-{name}.bin")
+    code = guests.load(f"{name}.bin")
     bounds = [address - ORIGIN for address in _HEADER.unpack_from(code)]
     exports, exports_end, stamps, stamps_end = bounds
     symbols: dict[str, int] = {}
@@ -80,5 +80,5 @@ def load(name: str) -> Image:
         symbols[code[at + 4 : end].decode()] = value
         at = end + 1
     addresses = struct.unpack_from(f"<{(stamps_end - stamps) // 4}I", code, stamps)
-    user_cs = USER_CODE64 if name == "long64" else USER_CODE32
+    user_cs = USER_CODE32 if name.endswith("32") else USER_CODE64
     return Image(code, user_cs, MappingProxyType(symbols), addresses)

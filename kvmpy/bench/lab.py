@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+from ..cpuid import Cpuid
 from ..exits import Exit, ExitLimit
 from ..vm import VM
 from ..x86 import descriptors as d
@@ -39,32 +40,37 @@ _CANARY_RUNS: Final = 3
 class Batches:
     """Times of some batches, in TSC ticks: ``words`` of 32 bits as the guest has stored them.
 
-    ``calls``: trips that were made for it, those thrown away included. ``counters``: what they
-    added, see `counters`.
+    ``counters``: what they added (module `counters`), with "calls", the trips made for it.
     """
 
     words: tuple[int, ...]
     repeats: int
-    calls: int
     counters: Mapping[str, int]
 
 
 class Lab:
     """One VM and vCPU for one of the modes.
 
-    ``paging`` off runs legacy mode without it, where KVM offers no more. ``plain``: whether ring 3,
+    ``cpuid``: as `VM.vcpu` takes it. ``paging`` off runs legacy mode without it, where KVM offers no more. ``plain``: whether ring 3,
     and whether ring 0, is interpreted and takes plain stamps (`Image.variant`).
     """
 
-    def __init__(self, mode: str, *, pin: int | None = None, paging: bool = True):
+    def __init__(
+        self,
+        mode: str,
+        *,
+        pin: int | None = None,
+        paging: bool = True,
+        cpuid: Cpuid | str = "host",
+    ):
         self.mode, self.paging = mode, paging
-        self.image = image.load(mode)
+        self.image = image.load(f"syscall-{mode}")
         self.plain = (False, False)
         self.timeout = 2.0
         self._loaded: tuple[bool, bool] | None = None
         self.vm = VM(_MEMORY)
         try:
-            self.cpu = self.vm.vcpu(pin=pin)
+            self.cpu = self.vm.vcpu(pin=pin, cpuid=cpuid)
             self.vm.bus.count(True, self.image["DONE"], 4)
         except BaseException:
             self.vm.close()
@@ -190,13 +196,14 @@ class Lab:
         size = 4 * record * repeats
         records = self.image["RECORDS"]
         self.vm.load(bytes(size * (count + 1)), at=records)  # touched before it is timed
+        self.run(1)
         with counters.counting(self.cpu) as counted:
-            self.run(count + 1)
-        calls = (count + 1) * repeats * (1 if cell.single else 3 * block)
-        counted.update(calls=calls, expected_exits=count + 1)
-        self._check_count(cell, calls)
+            self.run(count)
+        calls = repeats * (1 if cell.single else 3 * block)
+        counted.update(calls=count * calls, expected_exits=count)
+        self._check_count(cell, (count + 1) * calls)
         raw = self.vm.memory.read(records + size, size * count)
-        return Batches(struct.unpack(f"<{len(raw) // 4}I", raw), repeats, calls, counted)
+        return Batches(struct.unpack(f"<{len(raw) // 4}I", raw), repeats, counted)
 
     def _check_count(self, cell: Cell, calls: int) -> None:
         """Rungs that dispatch count the calls that arrive: in the timed loops, too."""

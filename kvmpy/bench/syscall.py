@@ -56,7 +56,7 @@ class Plan:
     host_batches: int
 
 
-QUICK: Final = Plan(vms=3, chunks=1, batches=20, host_batches=200)
+QUICK: Final = Plan(vms=5, chunks=1, batches=40, host_batches=400)
 FULL: Final = Plan(vms=10, chunks=4, batches=50, host_batches=2000)
 
 
@@ -309,7 +309,7 @@ def run(
 ) -> Report:
     """Measure ``cells`` (`cells.every_cell`: all by default) and the host's own system call.
 
-    ``quick``: a twentieth of the batches, some seconds instead of minutes. ``cpu``: the pCPU to
+    ``quick``: a tenth of the batches, some seconds instead of minutes. ``cpu``: the pCPU to
     run on, by default the last one this process may use.
 
     Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that cannot be had,
