@@ -5,6 +5,17 @@
 
 from __future__ import annotations
 
-from . import record
+import importlib
+import pkgutil
+from typing import Any
 
-__all__ = ["record"]
+
+def __getattr__(name: str) -> Any:
+    """The modules, imported when they are asked for."""
+    if name in __dir__():
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(found.name for found in pkgutil.iter_modules(__path__))

@@ -64,7 +64,12 @@ def instruction_at(image: Image, address: int) -> str:
 
 
 def describe(cpu: VCPU, image: Image, exit: Exit, timeout: float) -> GuestFailed:
-    """The failure that an exit stands for."""
+    """The failure that an exit stands for.
+
+    >>> image = kvmpy.bench.image.load("syscall-long64")
+    >>> print(kvmpy.bench.failures.describe(cpu, image, kvmpy.Timeout(), 2.0))
+    no end within 2 s, at 0xfff0
+    """
     if isinstance(exit, Timeout):
         where = instruction_at(image, cpu.regs.rip)
         return GuestFailed(f"no end within {timeout:g} s, at {where}")
@@ -77,7 +82,7 @@ def describe(cpu: VCPU, image: Image, exit: Exit, timeout: float) -> GuestFailed
     if report.rip is None or report.cs is None:
         return GuestFailed(f"{mnemonic}{code} at an unknown place", report.vector)
     text = f"{mnemonic}{code} at {instruction_at(image, report.rip)}"
-    if report.rip >= image["kernel"]:
+    if image["kernel"] <= report.rip < image.end:
         text += f", in the handler, which runs in ring {report.cs & 3}"
     elif report.cs & 3 == 3 and report.cs != image.user_cs:
         text += f": the way back has loaded CS with {report.cs:#x}, not {image.user_cs:#x}"

@@ -35,6 +35,16 @@ class Image:
     def __getitem__(self, name: str) -> int:
         return self.symbols[name]
 
+    @property
+    def end(self) -> int:
+        """First address behind the code.
+
+        >>> image = kvmpy.bench.image.load("syscall-long64")
+        >>> image["kernel"] < image.end
+        True
+        """
+        return ORIGIN + len(self.code)
+
     def variant(self, plain_user: bool, plain_kernel: bool) -> bytes:
         """The code with plain stamps in ring 3's part, in ring 0's, or in both.
 
@@ -59,7 +69,7 @@ class Image:
         found = [
             (value, name) for name, value in self.symbols.items() if ORIGIN <= value <= address
         ]
-        return max(found)[1] if found and address < ORIGIN + len(self.code) else ""
+        return max(found)[1] if found and address < self.end else ""
 
 
 @functools.cache

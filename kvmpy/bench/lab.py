@@ -1,7 +1,9 @@
 """A VM with a benchmark's guest in it: set up for a cell, run for some batches, times read.
 
 What the modes need: `kvmpy.x86.modes.prepare`. Beyond that a call gate is in the GDT, and CS is a
-32-bit segment for compatibility mode.
+32-bit segment for compatibility mode. Interrupts are off, no timer runs. Code, data and ring 0's
+stack are in two 2 MiB pages that ring 3 can use too: no SMEP, SMAP, mitigations or separate tables
+but on the rungs that switch CR3, where the two sets of tables map the same.
 """
 
 from __future__ import annotations
@@ -15,8 +17,7 @@ from typing import Any, Final
 from ..cpuid import Cpuid
 from ..exits import Exit, ExitLimit
 from ..vm import VM
-from ..x86 import descriptors as d
-from ..x86 import layout
+from ..x86 import descriptors as d, layout
 from ..x86.modes import Mode
 from . import counters, image
 from .cells import Cell
@@ -51,8 +52,9 @@ class Batches:
 class Lab:
     """One VM and vCPU for one of the modes.
 
-    ``cpuid``: as `VM.vcpu` takes it. ``paging`` off runs legacy mode without it, where KVM offers no more. ``plain``: whether ring 3,
-    and whether ring 0, is interpreted and takes plain stamps (`Image.variant`).
+    ``cpuid``: as `VM.vcpu` takes it. ``paging`` off runs legacy mode without it, where KVM offers
+    no more. ``plain``: whether ring 3, and whether ring 0, is interpreted and takes plain stamps
+    (`Image.variant`).
     """
 
     def __init__(
@@ -100,7 +102,13 @@ class Lab:
         return bool(self.cpu.cpuid[1].ecx & _CPUID_PCID)
 
     def enter(self, label: str, cell: Cell, copy: int = 0, *, ring: int | None = None) -> None:
-        """Set everything up to start at an exported label; ``copy`` picks the alignment."""
+        """Set everything up to start at an exported label; ``copy`` picks the alignment.
+
+        >>> with kvmpy.bench.lab.Lab("long64") as lab:
+        ...     lab.enter("canary", kvmpy.bench.cells.Cell("long64", "adds"))
+        ...     lab.cpu.regs.rip == lab.image["canary"]
+        True
+        """
         self._load_code(cell)
         symbols = self.image
         path = "int80" if cell.level == "" else cell.path
@@ -175,7 +183,12 @@ class Lab:
         return self._peek("COUNT")
 
     def run(self, exits: int) -> None:
-        """Run until the guest has come out so often. Raises GuestFailed when it does otherwise."""
+        """Run until the guest has come out so often. Raises GuestFailed when it does otherwise.
+
+        >>> with kvmpy.bench.lab.Lab("long64") as lab:
+        ...     lab.enter("canary", kvmpy.bench.cells.Cell("long64", "adds"))
+        ...     lab.run(1)
+        """
         exit: Exit = self.cpu.run(timeout=self.timeout, max_exits=exits)
         if not isinstance(exit, ExitLimit):
             raise describe(self.cpu, self.image, exit, self.timeout)
@@ -186,6 +199,11 @@ class Lab:
         """``count`` batches of ``repeats`` records, and one before that is thrown away.
 
         ``block``: trips N in the smaller of the two blocks (1 or 16).
+
+        >>> cell = kvmpy.bench.cells.Cell("long64", "adds")
+        >>> with kvmpy.bench.lab.Lab("long64") as lab:
+        ...     len(lab.batches(cell, 3, block=1, repeats=2).words)
+        12
         """
         self.enter(f"single.{cell.path}" if cell.single else "slope", cell, copy)
         if not cell.single:
@@ -213,7 +231,12 @@ class Lab:
 
     def canary(self, ring: int, limit: float) -> Canary:
         """What a dependent addition costs in ``ring``, in TSC ticks; above ``limit`` the ring is
-        interpreted. Raises GuestFailed."""
+        interpreted. Raises GuestFailed.
+
+        >>> with kvmpy.bench.lab.Lab("long64") as lab:
+        ...     lab.canary(3, limit=1e6).interpreted
+        False
+        """
         cell = Cell(self.mode, "adds")
         quickest = 1 << 32
         for _ in range(_CANARY_RUNS):

@@ -61,6 +61,15 @@ def prove(lab: Lab, cell: Cell, copy: int = 0, *, handler: str | None = None) ->
     """Make the trip of ``cell`` once, to the rung's own handler, or to the one named ("proof").
 
     Raises GuestFailed when it does not come back.
+
+    >>> Cell, Lab = kvmpy.bench.cells.Cell, kvmpy.bench.lab.Lab
+    >>> with Lab("legacy32", paging=False) as lab:
+    ...     try:
+    ...         trouble = kvmpy.bench.proof.prove(lab, Cell("legacy32", "sysenter", "H0")).trouble
+    ...     except kvmpy.bench.failures.GuestFailed as error:
+    ...         trouble = str(error)
+    >>> isinstance(trouble, str)
+    True
     """
     wanted = Cell(cell.mode, cell.path, handler or cell.level)
     image = lab.image

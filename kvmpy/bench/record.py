@@ -191,7 +191,13 @@ class Report:
     warnings: tuple[str, ...] = ()
 
     def to_json(self, indent: int | None = None) -> str:
-        """The whole report as JSON text; floats and integers come back exactly."""
+        """The whole report as JSON text; floats and integers come back exactly.
+
+        >>> with kvmpy.KVM():
+        ...     report = kvmpy.bench.exits.run(["cpuid"], quick=True)
+        >>> kvmpy.bench.record.Report.from_json(report.to_json()) == report
+        True
+        """
         document = {"format": FORMAT} | _plain(self)
         return json.dumps(document, indent=indent, allow_nan=False)
 
@@ -200,6 +206,10 @@ class Report:
         """The report that :meth:`to_json` has written.
 
         Raises RecordError for anything else.
+
+        >>> kvmpy.bench.record.Report.from_json("[]")
+        Traceback (most recent call last):
+        kvmpy.bench.record.RecordError: this is no kvmpy benchmark record of format 1
         """
         try:
             document = json.loads(text, parse_constant=_no_number)
@@ -267,6 +277,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return _typed(inner, value, where)
     if hint is float and type(value) in (int, float) and abs(value) <= _LARGEST:
         return float(value)
+    if hint is int and type(value) is int and abs(value) > _LARGEST:
+        raise RecordError(f"{where} does not fit in 64 bits")
     if hint in (int, str, bool) and type(value) is hint:
         return value
     raise RecordError(f"{where} is {value!r:.60}, not {getattr(hint, '__name__', hint)}")

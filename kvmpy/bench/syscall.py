@@ -37,6 +37,7 @@ _BLOCK: Final = 16
 _MOST_REPEATS: Final = 16
 _SHOTS: Final = 8  # single shots in a batch: each is a sample
 _TUNING_BATCHES: Final = 3
+_PATIENCE: Final = 30.0  # seconds for some batches of what has run before: the host may be busy
 _SINGLE: Final[tuple[tuple[Measure, int, int], ...]] = (
     ("single-shot", 0, 3),
     ("entry", 0, 1),
@@ -206,6 +207,8 @@ class _Run:
                     for mode, known in self.modes.items()
                     if known.canaries
                 }
+                for lab in labs.values():
+                    lab.timeout = _PATIENCE
                 jobs = list(self._jobs())
                 order.shuffle(jobs)
                 for number, (series, alignment) in enumerate(jobs):

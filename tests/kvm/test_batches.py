@@ -169,3 +169,4 @@ def test_stats(start, vm):
     assert stats.guest_ns > 0
     by_reason = {row.reason: row.handling_ns for row in stats}
     assert 0 < by_reason["IO"] < 60_000_000_000
+    assert stats.python_ns == 0  # the run has not been left yet
