@@ -9,7 +9,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
@@ -232,9 +232,16 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+    if isinstance(value, tuple):  # of samples there are millions: json takes a tuple as it is
+        return value if _all_integers(value) else [_plain(item) for item in value]
     return value
+
+
+def _all_integers(values: Sequence[Any]) -> bool:
+    """Whether there are only integers, all in 64 bits."""
+    if not set(map(type, values)) <= {int}:
+        return False
+    return not values or -_LARGEST <= min(values) <= max(values) <= _LARGEST
 
 
 def _build(kind: type[_T], value: Any, where: str) -> _T:
@@ -264,6 +271,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type[Any]", hint), value, where)
+    if hint == tuple[int, ...] and isinstance(value, list) and _all_integers(value):
+        return tuple(value)
     if origin is tuple and isinstance(value, list):
         return tuple(_typed(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
