@@ -1,8 +1,8 @@
 """The examples in kvmpy's docstrings, found and run: every public method has one.
 
 An example finds these names: ``kvmpy``; ``kvm``, an open KVM; ``vm``, a VM with 16 MiB; ``cpu``,
-its vCPU; ``memory``, a GuestMemory of 16 MiB. Each is made when an example names it, and closed
-after.
+its vCPU; ``memory``, a GuestMemory of 16 MiB; ``report``, a benchmark's record, made up. Each is
+made when an example names it, and closed after.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from typing import Any
+
+import made_up
 
 import kvmpy
 
@@ -30,6 +32,7 @@ _LEFT_OUT = (
 _INSIDES = ("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge")
 #: Of cffi's structures, which do not leave the package.
 _FOR_C = ("from_c", "fill", "to_c")
+_READY_MADE = ("kvm", "vm", "cpu", "memory", "report")
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -51,7 +54,7 @@ def _examples() -> Iterator[doctest.DocTest]:
 def names_of(test: doctest.DocTest) -> set[str]:
     """Which of the ready-made names an example uses."""
     source = "".join(example.source for example in test.examples)
-    return {name for name in ("kvm", "vm", "cpu", "memory") if re.search(rf"\b{name}\b", source)}
+    return {name for name in _READY_MADE if re.search(rf"\b{name}\b", source)}
 
 
 def needs_kvm(test: doctest.DocTest) -> bool:
@@ -80,6 +83,8 @@ def run(test: doctest.DocTest) -> None:
             names["cpu"] = names["vm"].vcpu()
         if "memory" in wanted:
             names["memory"] = stack.enter_context(kvmpy.GuestMemory("16M"))
+        if "report" in wanted:
+            names["report"] = made_up.report()
         test.globs = names
         doctest.DocTestRunner(optionflags=_FLAGS).run(test, out=text.append)
         test.globs = {}
