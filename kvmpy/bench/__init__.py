@@ -1,6 +1,8 @@
 """The experiments: what system calls and VM exits cost, measured and disclosed.
 
 `kvmpy.bench.syscall.run()` and `kvmpy.bench.exits.run()` give a `Report` (`kvmpy.bench.record`).
+From there: `figures` are its rows with their statistics, `tables`, `html`, `svg` and `pyperf` show
+them, `compare` sets two reports against each other.
 """
 
 from __future__ import annotations

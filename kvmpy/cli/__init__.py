@@ -20,6 +20,7 @@ OK, FAILURE, USAGE, NO_KVM, TIMEOUT, INTERRUPTED = 0, 1, 2, 69, 124, 130
 #: name -> one line of help. The modules are imported only when they are called.
 COMMANDS = {
     "boot": "boot a guest image on /dev/kvm",
+    "bench": "what system calls in a guest and VM exits cost; compare two runs",
     "info": "what this host's KVM offers",
     "doctor": "can this host run guests, and if not, what to do",
 }

@@ -1,0 +1,168 @@
+"""Rows become figures: samples per call by VM, summarised, in ns, sorted by what may stand
+together.
+
+A figure that was interpreted, or that KVM's emulator stood in for, tells of an emulator. It has a
+class of its own, and everything that prints figures prints one class at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from .record import Disclosure, Report, Row
+from .stats import Summary, summarize
+
+#: What may stand together in a table, in this order. "host" runs in no guest.
+Class = Literal["native", "calibration", "host", "interpreted", "emulated-by-kvm", "fails"]
+CLASSES: Final[tuple[Class, ...]] = (
+    "native", "host", "calibration", "interpreted", "emulated-by-kvm", "fails",
+)  # fmt: skip
+TITLES: Final[dict[Class, str]] = {
+    "native": "Native",
+    "host": "The host's own system calls, root ring 3 -> root ring 0",
+    "calibration": "Calibration: ring 3 alone",
+    "interpreted": "Interpreted: a ring on the way runs in KVM's emulator",
+    "emulated-by-kvm": "Emulated: the CPU has no such instruction here, KVM stands in",
+    "fails": "Fails",
+}
+MODES: Final = {
+    "long64": "64-bit",
+    "compat32": "compat 32",
+    "legacy32": "legacy 32",
+    "host": "host",
+}
+PATHS: Final = {
+    "int80": "int 0x80",
+    "sysenter": "SYSENTER",
+    "syscall": "SYSCALL",
+    "callgate": "call gate",
+}
+#: Rows of these kinds are measured as t(2N) - t(N).
+_SLOPES: Final = ("path", "baseline", "calibration", "host")
+_FASTEST_KHZ = 1e9  # a thousand GHz: no TSC
+VIRTUAL: Final = (
+    "Time is virtual: the CPU under this KVM is emulated. No figure here tells of hardware."
+)
+
+
+def classify(row: Row) -> Class:
+    """The class of a row.
+
+    >>> Row = kvmpy.bench.record.Row
+    >>> kvmpy.bench.figures.classify(Row("SYSCALL", "path", "long64", "syscall"))
+    'native'
+    """
+    if row.outcome != "native":
+        return row.outcome
+    if row.kind == "host" or row.kind == "calibration":
+        return row.kind
+    return "native"
+
+
+def by_vm(row: Row) -> tuple[tuple[float, ...], ...]:
+    """A row's samples per call, in its unit, one tuple for each VM; one in all where it is not
+    told which VM they are of.
+
+    >>> row = kvmpy.bench.record.Row(
+    ...     "CPUID", "exit", "long64", "cpuid", samples=(10, 14, 20), calls=10, vms=(0, 1, 0))
+    >>> kvmpy.bench.figures.by_vm(row)
+    ((1.0, 2.0), (1.4,))
+    """
+    if not row.vms:
+        return (row.per_call,) if row.samples else ()
+    groups: dict[int, list[float]] = {}
+    for vm, value in zip(row.vms, row.per_call, strict=True):
+        groups.setdefault(vm, []).append(value)
+    return tuple(tuple(groups[vm]) for vm in sorted(groups))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row and what its samples say. ``summary`` is in the row's unit, None without samples.
+
+    ``ns``: nanoseconds in a unit, None where the rate of the TSC is not known.
+    """
+
+    row: Row
+    summary: Summary | None
+    ns: float | None
+
+    @property
+    def kind(self) -> Class:
+        """Its class: what it may stand beside.
+
+        >>> row = kvmpy.bench.record.Row("SYSCALL", "path", "long64", "syscall", outcome="fails")
+        >>> kvmpy.bench.figures.Figure(row, None, None).kind
+        'fails'
+        """
+        return classify(self.row)
+
+    @property
+    def mode(self) -> str:
+        """The CPU mode, for people.
+
+        >>> row = kvmpy.bench.record.Row("SYSCALL", "path", "compat32", "syscall")
+        >>> kvmpy.bench.figures.Figure(row, None, None).mode
+        'compat 32'
+        """
+        return MODES.get(self.row.mode, self.row.mode)
+
+    @property
+    def label(self) -> str:
+        """What was measured, the mode aside.
+
+        >>> row = kvmpy.bench.record.Row("", "path", "long64", "syscall", "H1", "entry")
+        >>> kvmpy.bench.figures.Figure(row, None, None).label
+        'SYSCALL H1 entry'
+        """
+        path = PATHS.get(self.row.path, self.row.path)
+        measure = "" if self.row.measure == "round-trip" else self.row.measure
+        return " ".join(filter(None, (path, self.row.level, measure)))
+
+
+def rate(row: Row, disclosure: Disclosure) -> float | None:
+    """Nanoseconds in a unit of the row; None for ticks of a rate that is not known.
+
+    >>> row = kvmpy.bench.record.Row("getppid", "host", "host", "getppid", unit="ns")
+    >>> kvmpy.bench.figures.rate(row, report.disclosure)
+    1.0
+    """
+    if row.unit == "ns":
+        return 1.0
+    khz = disclosure.tsc_khz
+    return 1e6 / khz if khz and 0 < khz <= _FASTEST_KHZ else None
+
+
+def figure(row: Row, disclosure: Disclosure) -> Figure:
+    """A row with its statistics. One unit of its clock is the smallest difference it can show.
+
+    >>> kvmpy.bench.figures.figure(report.rows[0], report.disclosure).summary.groups
+    10
+    """
+    groups = by_vm(row)
+    slopes = row.measure == "round-trip" and row.kind in _SLOPES
+    summary = summarize(groups, resolution=1 / row.calls, slopes=slopes) if groups else None
+    return Figure(row, summary, rate(row, disclosure))
+
+
+def figures(report: Report) -> tuple[Figure, ...]:
+    """All rows of a report with their statistics, in the report's order.
+
+    >>> len(kvmpy.bench.figures.figures(report)) > 5
+    True
+    """
+    return tuple(figure(row, report.disclosure) for row in report.rows)
+
+
+def by_class(found: Iterable[Figure]) -> list[tuple[Class, list[Figure]]]:
+    """Figures that may stand together, class by class; without those that are empty.
+
+    >>> found = kvmpy.bench.figures.figures(report)
+    >>> [name for name, _ in kvmpy.bench.figures.by_class(found)]
+    ['native', 'host', 'calibration', 'interpreted', 'fails']
+    """
+    found = list(found)
+    groups = ((name, [item for item in found if item.kind == name]) for name in CLASSES)
+    return [(name, items) for name, items in groups if items]
