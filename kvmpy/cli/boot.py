@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..boot import FORMATS
@@ -161,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _image(name: str) -> bytes | str:
     """The bundled kernel's bytes, or a path."""
-    if name == DEMO and not Path(name).exists():
+    if name == DEMO and not os.path.exists(name):
         from .. import guests
 
         return guests.load("demo.elf")

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from _typeshed import StrPath
+
     from .cpu import HostCpu
     from .modes import ModeResult, Outcome
 
-SYS_MODULE = Path("/sys/module")
+SYS_MODULE = "/sys/module"
 #: The vendor modules. One is in use at a time; built into the kernel, several can be seen.
 MODULES = ("kvm_pvm", "kvm_intel", "kvm_amd")
 _NEEDS = {"kvm_intel": "VT-x", "kvm_amd": "AMD-V"}
 
 
-def module_name(sys_module: Path = SYS_MODULE) -> str:
+def module_name(sys_module: StrPath = SYS_MODULE) -> str:
     """The name of the vendor module behind /dev/kvm, "kvm" if none is to be seen.
 
     >>> kvmpy.host.backend.module_name() in ("kvm_intel", "kvm_amd", "kvm_pvm", "")
     True
     """
-    found = [name for name in MODULES if (sys_module / name).exists()]
+    found = [name for name in MODULES if os.path.exists(os.path.join(sys_module, name))]
     if len(found) > 1:
         from .cpu import identify
 
@@ -31,7 +33,7 @@ def module_name(sys_module: Path = SYS_MODULE) -> str:
     return found[0] if found else "kvm"
 
 
-def module_parameters(module: str, sys_module: Path = SYS_MODULE) -> dict[str, str]:
+def module_parameters(module: str, sys_module: StrPath = SYS_MODULE) -> dict[str, str]:
     """The parameters of a kernel module that can be read, by name.
 
     >>> kvmpy.host.backend.module_parameters("kvm_amd").get("nested", "0") in "01YN"
@@ -39,12 +41,14 @@ def module_parameters(module: str, sys_module: Path = SYS_MODULE) -> dict[str, s
     """
     values: dict[str, str] = {}
     try:
-        files = sorted((sys_module / module / "parameters").iterdir())
+        directory = os.path.join(sys_module, module, "parameters")
+        names = sorted(os.listdir(directory))
     except OSError:
         return values
-    for file in files:
+    for name in names:
         try:
-            values[file.name] = file.read_text().strip()
+            with open(os.path.join(directory, name)) as file:
+                values[name] = file.read().strip()
         except OSError:
             continue  # write-only, or root's
     return values

@@ -8,7 +8,7 @@ command travels quoted, through ``eval``: what is wrong with its syntax is its o
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def run(console: ScriptConsole, command: str, timeout: float) -> CommandResult:
     if b"\0" in raw:
         raise ValueError("a NUL byte cannot be part of a command")
     deadline = time.monotonic() + timeout
-    token = secrets.token_hex(4)
+    token = os.urandom(4).hex()
 
     def left() -> float:
         return max(deadline - time.monotonic(), 0)
