@@ -61,7 +61,7 @@ bench-linux: $(VENV)/.test
 	@$(PYTHON) -m venv --without-pip build/bench
 	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
 	@$(BIN)/python -m pip --python build/bench/bin/python install -q build/wheel/*.whl
-	$(RIG) svm --linux-guests --cpus 2 --memory 3072 -- \
+	$(RIG) svm --linux-guests --memory 3072 -- \
 		python tests/bench/peers.py --python build/bench/bin/python $(ARGS)
 
 # ---- check
@@ -130,7 +130,7 @@ test-vmx-restricted: $(VENV)/.test
 # Guests with Debian's kernels, unmodified: not yet part of `make test`. Bochs takes minutes for a
 # boot: one.
 test-linux-svm: $(VENV)/.test
-	$(RIG) svm --optional --linux-guests --cpus 2 --memory 3072 --junit results/linux-svm.xml -- \
+	$(RIG) svm --optional --linux-guests --memory 3072 --junit results/linux-svm.xml -- \
 		python -m pytest -q $(wildcard tests/kvm/test_linux_*.py)
 
 test-linux-vmx: $(VENV)/.test

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`kvmpy boot` against `qemu-system-x86_64 -accel kvm -M microvm`, side by side, in turns.
 
-    python tests/bench/peers.py [--rounds N] [--json FILE] [--site DIRECTORY]
+    python tests/bench/peers.py [--rounds N] [--json FILE] [--python PROGRAM]
 
 Both boot the same Debian cloud kernel, initramfs, command line and disk image. Measured from
 outside: the wall time of the whole process, from its start to its end, and what it keeps in RAM
@@ -63,18 +63,17 @@ _RESULT = re.compile(rb"dd: (\S+) ([0-9.]+) ([0-9.]+)")
 
 @dataclass(frozen=True)
 class Guest:
-    """What both boot."""
+    """What both boot; ``python`` has kvmpy."""
 
+    python: str
     kernel: Path
     initrd: Path
     disk: Path
 
 
 def _kvmpy(guest: Guest, words: str) -> list[str]:
-    # The base interpreter: what a virtual environment adds is not kvmpy's.
-    python = getattr(sys, "_base_executable", sys.executable)
     return [
-        python, "-m", "kvmpy", "boot", str(guest.kernel), "--initrd", str(guest.initrd),
+        guest.python, "-m", "kvmpy", "boot", str(guest.kernel), "--initrd", str(guest.initrd),
         "--memory", str(RAM), "--append", words, "--disk", str(guest.disk),
     ]  # fmt: skip
 
@@ -95,7 +94,7 @@ VMMS = {"kvmpy": _kvmpy, "qemu": _qemu}
 class Run:
     """One boot: a process whose standard output is the guest's serial port."""
 
-    def __init__(self, name: str, guest: Guest, words: str, environment: dict[str, str]):
+    def __init__(self, name: str, guest: Guest, words: str):
         self._name, self.output = name, bytearray()
         self._deadline = time.monotonic() + LIMIT
         self.begun = time.monotonic()
@@ -104,7 +103,6 @@ class Run:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
             cwd="/",
         )
 
@@ -133,8 +131,8 @@ class Run:
 
 
 @contextmanager
-def _boot(name: str, guest: Guest, words: str, environment: dict[str, str]) -> Iterator[Run]:
-    run = Run(name, guest, words, environment)
+def _boot(name: str, guest: Guest, words: str) -> Iterator[Run]:
+    run = Run(name, guest, words)
     try:
         yield run
     finally:
@@ -156,24 +154,24 @@ def above_ram(pid: int) -> int:
 Samples = dict[str, dict[str, list[float]]]
 
 
-def measure(guest: Guest, rounds: int, environment: dict[str, str]) -> Samples:
+def measure(guest: Guest, rounds: int) -> Samples:
     """Quantity -> VMM -> samples. Who begins changes from round to round."""
     samples: Samples = defaultdict(lambda: defaultdict(list))
     ready = initramfs.READY.encode()
     for number in range(-1, rounds):  # the first only warms the caches
         for name in sorted(VMMS, reverse=bool(number % 2)):
             _progress(f"{name}: round {number + 1} of {rounds}")
-            with _boot(name, guest, "then=poweroff", environment) as run:
+            with _boot(name, guest, "then=poweroff") as run:
                 to_init, whole = run.until(ready), run.until(b"")
             if number < 0:
                 continue
             samples["init"][name].append(to_init)
             samples["whole"][name].append(whole)
-            with _boot(name, guest, "then=shell", environment) as run:
+            with _boot(name, guest, "then=shell") as run:
                 run.until(ready + b"\r\n")
                 run.until(_PROMPT)
                 samples["memory"][name].append(above_ram(run.process.pid) / (1 << 20))
-            with _boot(name, guest, "run=/bench.sh then=poweroff", environment) as run:
+            with _boot(name, guest, "run=/bench.sh then=poweroff") as run:
                 run.until(b"")
             for test, begin, end in _RESULT.findall(run.output):
                 samples[test.decode()][name].append(float(end) - float(begin))
@@ -213,20 +211,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="boots of each, default 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
-        "--site", type=Path, metavar="DIRECTORY", default=Path(__file__).resolve().parents[2],
-        help="where kvmpy is installed (pip install --target); default: this checkout",
+        "--python", type=os.path.abspath, metavar="PROGRAM", default=sys.executable,
+        help="the Python that kvmpy is installed for; default: this one",
     )  # fmt: skip
     args = parser.parse_args()
     if shutil.which("qemu-system-x86_64") is None or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("bench: needs /dev/kvm and qemu-system-x86_64", file=sys.stderr)
         return NO_PEER
-    environment = {**os.environ, "PYTHONPATH": str(args.site.resolve())}
     kernel = kernels.fetch(kernels.CLOUD)
     with tempfile.TemporaryDirectory() as directory:
         initrd, disk = Path(directory, "initrd"), Path(directory, "disk.img")
         initramfs.write(initrd, kernel, {"bench.sh": _DD})
         disk.write_bytes(os.urandom(1 << 20) * (DISK >> 20))
-        samples = measure(Guest(kernel.bzimage, initrd, disk), args.rounds, environment)
+        samples = measure(Guest(args.python, kernel.bzimage, initrd, disk), args.rounds)
     qemu = _version(["qemu-system-x86_64", "--version"])
     print(f"{qemu}; Linux {platform.release()}, {os.cpu_count()} CPUs")
     print(f"{args.rounds} rounds in turns, medians; disk image in {tempfile.gettempdir()}\n")

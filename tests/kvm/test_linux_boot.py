@@ -1,6 +1,7 @@
 """Debian's kernels, unmodified, from the package to a shell, and the ways they end."""
 
 import pytest
+from conftest import RIG
 from linux.guest import LIMIT, power_off, shell
 from linux.initramfs import READY
 from linux.kernels import CLOUD, FULL
@@ -46,7 +47,9 @@ TROUBLE = ("BUG:", "Call Trace", "lockup", "Oops", "WARNING:", "Firmware Bug")
 
 def test_what_it_finds(linux):
     """Clock and RTC are what a kernel on KVM is to find, and nothing in the log is amiss."""
-    machine = linux(CLOUD)
+    # QEMU's TCG lets a nested guest's XSETBV by without an exit, so KVM does not know of it, and
+    # CPUID leaf 0xd is not what the guest expects.
+    machine = linux(CLOUD, append="noxsave" if RIG == "svm" else "")
     source = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
     assert shell(machine, f"cat {source}; ls /sys/class/rtc") == "kvm-clock\nrtc0\n"
     log = shell(machine, "dmesg").splitlines()
