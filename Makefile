@@ -79,7 +79,8 @@ VMX_LEFT_OUT = $(addprefix --ignore tests/kvm/test_,boot_command.py host.py sign
 # "kvm_amd_new" is kvm_amd of Linux 6.12. "restricted" is kvm_intel without unrestricted guest, as
 # before 2010: real mode in VM86 tasks.
 RUNS := host=results/host.xml kvm_amd=results/svm.xml kvm_amd_new=results/svm-new.xml \
-	kvm_intel=results/vmx.xml restricted=results/vmx-restricted.xml
+	kvm_intel=results/vmx.xml restricted=results/vmx-restricted.xml \
+	linux_amd=results/linux-svm.xml linux_intel=results/linux-vmx.xml
 COVERAGE := $(BIN)/python tests/api/coverage.py
 
 # The rigs use one CPU each: two at once, the slowest first.
@@ -88,6 +89,7 @@ test: $(VENV)/.test
 	@status=0; \
 	$(PYTEST) --junitxml=results/host.xml $(ARGS) || status=1; \
 	$(MAKE) --no-print-directory -j2 -k test-vmx test-svm test-svm-new test-vmx-restricted \
+		test-linux-svm test-linux-vmx \
 		VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
 	$(PYTHON) tests/rigs/table.py $(RUNS) || status=1; \
 	$(COVERAGE) --brief $(RUNS) || status=1; exit $$status
@@ -127,8 +129,7 @@ test-vmx-restricted: $(VENV)/.test
 		--kernel-arguments kvm_intel.unrestricted_guest=0 -- python -m pytest -q \
 		$(addprefix tests/kvm/test_,kernel_log.py modes.py exceptions.py syscalls.py)
 
-# Guests with Debian's kernels, unmodified: not yet part of `make test`. Bochs takes minutes for a
-# boot: one.
+# Guests with Debian's kernels, unmodified. Bochs takes minutes for a boot: one.
 test-linux-svm: $(VENV)/.test
 	$(RIG) svm --optional --linux-guests --memory 3072 --junit results/linux-svm.xml -- \
 		python -m pytest -q $(wildcard tests/kvm/test_linux_*.py)
