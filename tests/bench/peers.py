@@ -99,7 +99,7 @@ class Run:
         self._deadline = time.monotonic() + LIMIT
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            VMMS[name](guest, f"console=ttyS0 quiet panic=-1 modules=virtio_* {words}"),
+            VMMS[name](guest, f"console=ttyS0 quiet panic=-1 modules=virtio* {words}"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -113,16 +113,17 @@ class Run:
         while not text or text not in self.output:
             left = self._deadline - time.monotonic()
             if left <= 0 or not select.select([fd], [], [], left)[0]:
-                raise SystemExit(f"{self._name}: nothing for {LIMIT:g} s: {self._tail()}")
+                raise SystemExit(f"{self._name}: nothing for {LIMIT:g} s: {self.tail()}")
             data = os.read(fd, 65536)
             self.output += data
             if not data:
                 if text or self.process.wait(10) != 0:
-                    raise SystemExit(f"{self._name}: ended too early: {self._tail()}")
+                    raise SystemExit(f"{self._name}: ended too early: {self.tail()}")
                 break
         return time.monotonic() - self.begun
 
-    def _tail(self) -> str:
+    def tail(self) -> str:
+        """The end of the output."""
         return self.output[-2000:].decode(errors="replace")
 
     def close(self) -> None:
@@ -173,7 +174,10 @@ def measure(guest: Guest, rounds: int) -> Samples:
                 samples["memory"][name].append(above_ram(run.process.pid) / (1 << 20))
             with _boot(name, guest, "run=/bench.sh then=poweroff") as run:
                 run.until(b"")
-            for test, begin, end in _RESULT.findall(run.output):
+            results = _RESULT.findall(run.output)
+            if not results:
+                raise SystemExit(f"{name}: no disk: {run.tail()}")
+            for test, begin, end in results:
                 samples[test.decode()][name].append(float(end) - float(begin))
     return samples
 

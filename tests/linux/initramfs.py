@@ -3,7 +3,7 @@
 The kernel puts every ``name=value`` of its command line that it does not know into init's
 environment (``Documentation/admin-guide/kernel-parameters.rst``), quoted values whole:
 
-``modules=GLOB``   load only these modules, by name ("virtio_*")
+``modules=GLOB``   load only these modules, by name ("virtio*")
 ``run='COMMAND'``  run by the shell once init is ready; its status is printed
 ``then=WORD``      ``shell`` (default), ``poweroff``, ``reboot`` or ``panic``
 """
