@@ -46,6 +46,7 @@ _MAX_COUNTED = 1024
 _WITH_TABLES = ("linux", "pvh")
 #: IA32_MTRR_DEF_TYPE as firmware leaves it: MTRRs on, write-back everywhere.
 _MTRR_DEF_TYPE, _MTRR_WRITE_BACK = 0x2FF, 0x806
+_APIC_ENABLE = 1 << 11  # of IA32_APIC_BASE
 _RNG_SEED = 32
 
 
@@ -156,9 +157,11 @@ class Machine:
             self.vm.vcpu(number, pin=pin, cpuid=table.for_vcpu(number, count, lapic=lapic))
             for number, pin in enumerate(pins)
         )
-        if self.vm.has_irqchip:  # a kernel; others expect the CPU as it comes out of reset
-            for cpu in cpus:
+        for cpu in cpus:
+            if lapic:  # a kernel; others expect the CPU as it comes out of reset
                 cpu.msrs[_MTRR_DEF_TYPE] = _MTRR_WRITE_BACK
+            else:  # or KVM shows the APIC's bit in CPUID, and kernels wait for its registers
+                cpu.sregs.apic_base &= ~_APIC_ENABLE
         return cpus
 
     def _host_cpuid(self, changes: str) -> Cpuid:

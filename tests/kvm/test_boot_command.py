@@ -66,6 +66,12 @@ def test_irqchip(tmp_path: Path, irqchip: str, version: int) -> None:
     assert result.returncode == version, result.stderr
 
 
+@pytest.mark.parametrize(("irqchip", "lapic"), [("none", 0), ("kernel", 1), ("split", 1)])
+def test_cpuid_says_whether_there_is_a_lapic(flat, irqchip: str, lapic: int) -> None:
+    code = "mov eax, 1; cpuid; shr edx, 9; and dl, 1; mov al, dl; out 0xf4, al"
+    assert boot(flat(code), "--irqchip", irqchip).returncode == lapic
+
+
 def test_halt_is_0_and_says_so(flat) -> None:
     result = boot(flat("cli; hlt"))
     assert result.returncode == 0

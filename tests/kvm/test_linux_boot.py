@@ -6,6 +6,8 @@ from linux.guest import LIMIT, power_off, shell
 from linux.initramfs import READY
 from linux.kernels import CLOUD, FULL
 
+from kvmpy.devices.virtio import Block
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.not_on("kvm_pvm", reason="interprets ring 0: minutes for each boot"),
@@ -68,6 +70,37 @@ def test_two_cpus(linux, acpi):
     assert all(int(count) > 0 for count in timer[1:3]), timer
     machine.console.sendline("poweroff -f" if acpi else "reboot -f")
     assert machine.wait(LIMIT).ending == ("power-off" if acpi else "reset")
+
+
+@pytest.mark.parametrize("acpi", [True, False], ids=["acpi", "mp-table"])
+def test_split_irqchip(linux, acpi, tmp_path):
+    """The I/O APIC in user space, no PIC and no PIT, 2 CPUs: serial port by its pin; a disk and
+    the SCI (a level) where ACPI tells of them."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"\x5a" * (1 << 20))
+    machine = linux(
+        CLOUD if acpi else FULL, cpus=2, acpi=acpi, append="" if acpi else "acpi=off",
+        irqchip="split", devices=[Block(disk)],
+    )  # fmt: skip
+    assert "Using NULL legacy PIC" in shell(machine, "dmesg | grep 'legacy PIC'")
+    lines = {line.split()[0]: line for line in shell(machine, "cat /proc/interrupts").splitlines()}
+    assert "4-edge" in lines["4:"]
+    if acpi:
+        assert shell(machine, "tr -d Z </dev/vda | wc -c; ls /dev/vda") == "0\n/dev/vda\n"
+        assert "16-edge" in shell(machine, "grep virtio0 /proc/interrupts")
+        before = shell(machine, "grep acpi /proc/interrupts").split()[1:3]
+        assert machine.pc.power.press_power_button()
+        assert shell(machine, "grep acpi /proc/interrupts").split()[1:3] != before
+    machine.console.sendline("poweroff -f" if acpi else "reboot -f")
+    assert machine.wait(LIMIT).ending == ("power-off" if acpi else "reset")
+
+
+def test_without_interrupt_controllers(linux):
+    """It comes to its first wait, which is the end, and says why."""
+    machine = linux(CLOUD, then="poweroff", irqchip="none")
+    outcome = machine.wait(LIMIT)
+    assert outcome.ending == "halt"
+    assert "no interrupt controller" in outcome.text
 
 
 @pytest.mark.parametrize(("memory", "kib"), [("128M", 128 << 10), ("5G", 5 << 20)])

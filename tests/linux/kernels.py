@@ -15,7 +15,7 @@ CLOUD, FULL = "linux-image-cloud-amd64", "linux-image-amd64"
 
 _MODULES = (
     *("virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng"),
-    *("pvpanic_mmio", "crc32c_generic", "ext4"),
+    *("pvpanic_mmio", "button", "crc32c_generic", "ext4"),
 )
 
 
