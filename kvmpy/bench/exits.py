@@ -20,12 +20,13 @@ from typing import Final
 
 from ..errors import KvmIoctlError, UnsupportedError
 from ..exits import ExitLimit, Hlt
+from ..guests import image
 from ..host import backend
 from ..host.cpu import identify
 from ..stats import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
-from . import counters, disclosure, hostcall, image, references
+from . import counters, disclosure, hostcall, references
 from .failures import GuestFailed, describe
 from .record import Canary, Kind, Report, Row
 from .syscall import Progress

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from ..errors import KvmpyError
 from ..exits import Exit, GuestException, Timeout
 from ..explain import headline
+from ..guests.image import ORIGIN, Image
 from ..x86.exceptions import VECTORS
-from .image import ORIGIN, Image
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
@@ -50,7 +50,7 @@ class GuestFailed(KvmpyError):
 def instruction_at(image: Image, address: int) -> str:
     """The instruction at an address of the guest, by name; else the address with its label.
 
-    >>> image = kvmpy.bench.image.load("syscall-long64")
+    >>> image = kvmpy.guests.image.load("syscall-long64")
     >>> kvmpy.bench.failures.instruction_at(image, 0x10)
     '0x10'
     """
@@ -66,7 +66,7 @@ def instruction_at(image: Image, address: int) -> str:
 def describe(cpu: VCPU, image: Image, exit: Exit, timeout: float) -> GuestFailed:
     """The failure that an exit stands for.
 
-    >>> image = kvmpy.bench.image.load("syscall-long64")
+    >>> image = kvmpy.guests.image.load("syscall-long64")
     >>> print(kvmpy.bench.failures.describe(cpu, image, kvmpy.Timeout(), 2.0))
     no end within 2 s, at 0xfff0
     """

@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from ..cpuid import Cpuid
 from ..exits import Exit, ExitLimit
+from ..guests import image
 from ..vm import VM
 from ..x86 import descriptors as d, layout
 from ..x86.modes import Mode
-from . import counters, image
+from . import counters
 from .cells import Cell
 from .failures import GuestFailed, describe
 from .record import Canary

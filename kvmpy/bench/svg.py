@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
+from ..report.table import number, printable
 from .figures import Figure
-from .tables import number, printable
 
 WIDTH: Final = 960
 _LABEL, _ZOOM, _GAP = 190, 170, 24  # pixels: the labels' column, the histogram's, between them

@@ -5,12 +5,12 @@ Every table holds figures of one class (see :mod:`kvmpy.bench.figures`), and say
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Final
 
+from ..report.table import DASH, HEADING, Table, number, share
 from .compare import ALPHA, Comparison, Delta
 from .figures import (
     MODES,
@@ -24,67 +24,13 @@ from .figures import (
 from .record import Reference, Report
 from .stats import ENOUGH_GROUPS, Interval
 
-#: Marks a row that is a heading over the ones below it.
-HEADING: Final = "#"
-_DASH: Final = "-"
 _CELL: Final = 12  # characters of how a cell of the matrix fails
-
-
-@dataclass(frozen=True)
-class Table:
-    """``rows`` have a cell for each of ``header``; a row of two cells, the first HEADING, is a
-    heading. All columns but the first ``left`` are numbers, to be aligned at the right."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
-    notes: tuple[str, ...] = ()
-
-
-def printable(text: str) -> str:
-    """The text with what is no character to print (controls, lone surrogates) as ``\\x1b``.
-
-    Names and labels come from a file, and a terminal obeys some characters.
-
-    >>> print(kvmpy.bench.tables.printable("a" + chr(27) + "b"))
-    a\\x1bb
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def number(value: float | None) -> str:
-    """At most 7 characters, three or more digits that mean something; "-" for none.
-
-    >>> [kvmpy.bench.tables.number(n) for n in (0.4123, 98.76, 1234.0, 123456789.0, None)]
-    ['0.412', '98.8', '1234', '123.5M', '-']
-    """
-    if value is None or not math.isfinite(value):
-        return _DASH
-    size = abs(value)
-    if size >= 1e15:
-        return f"{value:.1e}"
-    for limit, unit, scale in ((1e12, "T", 1e12), (1e9, "G", 1e9), (1e6, "M", 1e6)):
-        if size >= limit:
-            return f"{value / scale:.1f}{unit}"
-    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
-
-
-def share(value: float, digits: int = 1) -> str:
-    """A share of 1 in percent.
-
-    >>> kvmpy.bench.tables.share(0.0314)
-    '3.1%'
-    """
-    return f"{100 * value:.{digits}f}%" if math.isfinite(value) else _DASH
 
 
 def _figure_cells(figure: Figure) -> tuple[str, ...]:
     summary, ns = figure.summary, figure.ns
     if summary is None:
-        return (figure.label, *[_DASH] * 7)
+        return (figure.label, *[DASH] * 7)
     scale = 1.0 if ns is None else ns
     ticks = summary.median if figure.row.unit == "ticks" else None
     return (
@@ -197,14 +143,14 @@ def failure_table(found: Sequence[Figure]) -> Table:
 def _cell(figures: Sequence[Figure]) -> str:
     """Of one cell of the matrix: the figure if it is native, else what it is instead."""
     if not figures:
-        return _DASH
+        return DASH
     figure = figures[0]
     if figure.kind == "fails":
         return figure.row.failure.partition(" at ")[0].partition(",")[0][:_CELL] or "fails"
     if figure.kind != "native":
         return {"interpreted": "interpreted", "emulated-by-kvm": "emulated"}.get(figure.kind, "?")
     if figure.summary is None:
-        return _DASH
+        return DASH
     scale, unit = (1.0, "ticks") if figure.ns is None else (figure.ns, "ns")
     return f"{number(figure.summary.median * scale)} {unit}"
 
@@ -319,7 +265,7 @@ def headline(report: Report) -> str:
 
 def _delta_cells(delta: Delta) -> tuple[str, ...]:
     if delta.shift is None or delta.p is None:
-        return (delta.label, _DASH, _DASH, _DASH, _DASH, _DASH, delta.reason)
+        return (delta.label, DASH, DASH, DASH, DASH, DASH, delta.reason)
     return (
         delta.label,
         number(delta.before),

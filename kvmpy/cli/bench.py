@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import KvmpyError
-from . import bench_text
+from ..report import terminal
+from .files import check_writable, write
 
 if TYPE_CHECKING:
     from ..bench.record import Report
@@ -89,7 +90,7 @@ def _measure(args: argparse.Namespace) -> int:
     from .bench_progress import Progress
 
     for path in (args.html, args.pyperf, args.save):
-        _check_writable(path)  # now, not after minutes
+        check_writable(path)  # now, not after minutes
     # Without --cpu the engines pin to the last one that this process may use.
     cpu = max(allowed_cpus()) if args.cpu is None else args.cpu
     found = look_around(cpu)
@@ -114,11 +115,11 @@ def _show_saved(args: argparse.Namespace) -> int:
 
 def _output(report: Report, args: argparse.Namespace) -> int:
     if args.save:
-        _write(args.save, report.to_json())
+        write(args.save, report.to_json())
     if args.html:
         from ..bench.html import to_html
 
-        _write(args.html, to_html(report))
+        write(args.html, to_html(report))
     if args.pyperf:
         _write_pyperf(report, args.pyperf)
     if args.json:
@@ -132,15 +133,15 @@ def _print(report: Report) -> None:
     from ..bench import tables
     from ..bench.figures import figures
 
-    bench_text.note(tables.headline(report), sys.stdout)
+    terminal.note(tables.headline(report), sys.stdout)
     for warning in report.warnings:
-        bench_text.note(f"! {warning}", sys.stdout)
+        terminal.note(f"! {warning}", sys.stdout)
     print()
     found = figures(report)
     shown = tables.tables(report, found)
     references = tables.reference_table(report.references)
-    bench_text.show([*shown, *([references] if references else [])], sys.stdout)
-    bench_text.note(tables.legend(found), sys.stdout)
+    terminal.show([*shown, *([references] if references else [])], sys.stdout)
+    terminal.note(tables.legend(found), sys.stdout)
 
 
 def _write_pyperf(report: Report, path: str) -> None:
@@ -153,7 +154,7 @@ def _write_pyperf(report: Report, path: str) -> None:
         text = to_pyperf(report, kind)
         if text is not None:
             name = path if kind == "native" else f"{stem}.{kind}{suffix}"
-            _write(name, text)
+            write(name, text)
             written.append(name)
     what = f"wrote {', '.join(written)}" if written else "no row has times in ns for pyperf"
     print(f"kvmpy: {what}", file=sys.stderr)
@@ -175,11 +176,11 @@ def _compare(args: argparse.Namespace) -> int:
         print(json.dumps(record, indent=2))
         return 0
     for name, report in (("A", first), ("B", second)):
-        bench_text.note(f"{name}: {tables.headline(report)}", sys.stdout)
+        terminal.note(f"{name}: {tables.headline(report)}", sys.stdout)
     print()
-    bench_text.show(tables.comparison_tables(found), sys.stdout)
+    terminal.show(tables.comparison_tables(found), sys.stdout)
     for text in tables.comparison_notes(found):
-        bench_text.note(text, sys.stdout)
+        terminal.note(text, sys.stdout)
     return 0
 
 
@@ -200,20 +201,3 @@ def _load(path: str) -> Report:
         return Report.from_json(content)
     except RecordError as error:
         raise RecordFileError(f"{path}: {error}") from None
-
-
-def _check_writable(path: str | None) -> None:
-    if path is None:
-        return
-    target = Path(path)
-    if target.is_dir():
-        raise RecordFileError(f"{path}: is a directory")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise RecordFileError(f"{path}: cannot be written")
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RecordFileError(f"{path}: {error.strerror}") from None

@@ -23,7 +23,7 @@ from kvmpy.bench.figures import figures
 from kvmpy.bench.html import to_html
 from kvmpy.bench.record import OUTCOMES, RecordError, Report
 from kvmpy.bench.svg import distributions
-from kvmpy.cli import bench_text
+from kvmpy.report import terminal
 
 RECORDED = Path(__file__).parent / "recorded"
 HOSTILE = "<script>alert(1)</script>\x1b[2J\"'&\ud800"
@@ -37,7 +37,7 @@ class Terminal(io.StringIO):
 def text_of(report: Report, stream: io.StringIO) -> str:
     shown = tables.tables(report, figures(report))
     extra = tables.reference_table(report.references)
-    bench_text.show([*shown, *([extra] if extra else [])], stream)
+    terminal.show([*shown, *([extra] if extra else [])], stream)
     return stream.getvalue()
 
 
@@ -50,7 +50,7 @@ class TestText:
     def test_comparison_is_as_recorded(self) -> None:
         found = compare(made_up.report(), made_up.report(seed=1, faster=0.97, kernel="6.12.0"))
         stream = io.StringIO()
-        bench_text.show(tables.comparison_tables(found), stream)
+        terminal.show(tables.comparison_tables(found), stream)
         assert stream.getvalue() == (RECORDED / "bench_compare.txt").read_text()
 
     @pytest.mark.parametrize("benchmark", ["syscall", "exit"])
@@ -252,7 +252,7 @@ def _render_everything(report: Report) -> None:
     found = figures(report)
     shown = [*tables.tables(report, found), tables.reference_table(report.references)]
     for stream in (io.StringIO(), Terminal()):
-        bench_text.show([table for table in shown if table], stream)
+        terminal.show([table for table in shown if table], stream)
         assert "\x1b[2J" not in stream.getvalue()
         stream.getvalue().encode()  # no lone surrogate
     _assert_self_contained(to_html(report))

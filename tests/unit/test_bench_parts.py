@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 
-from kvmpy.bench import image, references
+from kvmpy.bench import references
 from kvmpy.bench.cells import LEVELS, MODES, PATHS, Cell, every_cell
 from kvmpy.bench.failures import instruction_at
 from kvmpy.bench.judgement import judge, unexpected
 from kvmpy.bench.lab import ALIGNMENT_STEP, ALIGNMENTS
 from kvmpy.bench.record import Canary, Row
+from kvmpy.guests import image
 from kvmpy.host.backend import Verdict
 
 VERDICT = Verdict(

@@ -1,4 +1,7 @@
-"""A benchmark's guest program: its code, what it exports, its stamps (native/guests/bench.inc)."""
+"""A guest program that exports names to the host (native/guests/exports.inc).
+
+Its code, its symbols by name, and where its time stamps are.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from .. import guests
 from ..x86.descriptors import USER_CODE32, USER_CODE64
+from . import load as load_bytes
 
-#: Where the code is linked to run (native/guests/bench.ld).
+#: Where the code is linked to run (native/guests/exports.ld).
 ORIGIN: Final = 0x10_0000
 
 _HEADER: Final = struct.Struct("<4I")
@@ -39,7 +42,7 @@ class Image:
     def end(self) -> int:
         """First address behind the code.
 
-        >>> image = kvmpy.bench.image.load("syscall-long64")
+        >>> image = kvmpy.guests.image.load("syscall-long64")
         >>> image["kernel"] < image.end
         True
         """
@@ -48,7 +51,7 @@ class Image:
     def variant(self, plain_user: bool, plain_kernel: bool) -> bytes:
         """The code with plain stamps in ring 3's part, in ring 0's, or in both.
 
-        >>> image = kvmpy.bench.image.load("syscall-long64")
+        >>> image = kvmpy.guests.image.load("syscall-long64")
         >>> image.variant(False, False) == image.code, image.variant(True, False) == image.code
         (True, False)
         """
@@ -62,7 +65,7 @@ class Image:
     def nearest(self, address: int) -> str:
         """The last exported label at or below an address of the code, "" if there is none.
 
-        >>> image = kvmpy.bench.image.load("syscall-long64")
+        >>> image = kvmpy.guests.image.load("syscall-long64")
         >>> image.nearest(image["canary"] + 3)
         'canary'
         """
@@ -74,12 +77,12 @@ class Image:
 
 @functools.cache
 def load(name: str) -> Image:
-    """The image NAME.bin of the package, linked with bench.ld.
+    """The image NAME.bin of the package, linked with exports.ld.
 
-    >>> kvmpy.bench.image.load("syscall-compat32").stamps != ()
+    >>> kvmpy.guests.image.load("syscall-compat32").stamps != ()
     True
     """
-    code = guests.load(f"{name}.bin")
+    code = load_bytes(f"{name}.bin")
     bounds = [address - ORIGIN for address in _HEADER.unpack_from(code)]
     exports, exports_end, stamps, stamps_end = bounds
     symbols: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Tables of a benchmark as text: drawn with rich on a terminal, plain in a pipe.
+"""Reports as text: drawn with rich on a terminal, plain in a pipe.
 
 Readable in 80 columns: numbers have 7 characters at most, what is left goes to the last column.
 """
@@ -9,12 +9,10 @@ import dataclasses
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-from ..bench.tables import HEADING, Table, printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from .blocks import Block, Picture, Section
+from .table import HEADING, Table, printable
 
 _STYLES = {
     "interpreted": "yellow",
@@ -26,17 +24,50 @@ _STYLES = {
 _WIDTH = 80
 
 
-def show(tables: Sequence[Table], stream: TextIO) -> None:
-    """Print the tables to ``stream``."""
-    tables = [_clean(table) for table in tables]
-    if not stream.isatty():
-        stream.write("\n".join(map(plain, tables)))
-        return
-    from rich.console import Console
+def show(blocks: Sequence[Block], stream: TextIO) -> None:
+    """Print blocks to ``stream``, with an empty line between them.
 
-    console = Console(file=stream, highlight=False)
-    for table in tables:
-        _draw(table, console)
+    >>> import sys
+    >>> kvmpy.report.terminal.show(["one", "two"], sys.stdout)
+    one
+    <BLANKLINE>
+    two
+    """
+    for i, block in enumerate(blocks):
+        if i and not stream.isatty():
+            stream.write("\n")
+        if isinstance(block, str):
+            note(block, stream)
+        elif isinstance(block, Picture):
+            _picture(block, stream)
+        elif stream.isatty():
+            _draw(_clean(block), stream)
+        else:
+            stream.write(plain(_clean(block)))
+
+
+def section(part: Section, stream: TextIO) -> None:
+    """Print a section: its title, underlined, and its blocks.
+
+    >>> import sys
+    >>> from kvmpy.report.blocks import Section
+    >>> kvmpy.report.terminal.section(Section("Rings", ("There are four.",)), sys.stdout)
+    Rings
+    =====
+    <BLANKLINE>
+    There are four.
+    <BLANKLINE>
+    """
+    title = printable(part.title)
+    stream.write(f"{title}\n{'=' * len(title)}\n\n")
+    show(part.blocks, stream)
+    stream.write("\n")
+
+
+def _picture(picture: Picture, stream: TextIO) -> None:
+    stream.write("\n".join(map(printable, picture.text.splitlines())) + "\n")
+    if picture.caption:
+        note(picture.caption, stream)
 
 
 def _clean(table: Table) -> Table:
@@ -49,7 +80,12 @@ def _clean(table: Table) -> Table:
 
 
 def note(text: str, stream: TextIO) -> None:
-    """Print a sentence or two, wrapped on a terminal."""
+    """Print a sentence or two, wrapped on a terminal.
+
+    >>> import sys
+    >>> kvmpy.report.terminal.note("There are four.", sys.stdout)
+    There are four.
+    """
     text = printable(text)
     if stream.isatty():
         text = textwrap.fill(text, shutil.get_terminal_size((_WIDTH, 24)).columns - 1)
@@ -59,8 +95,8 @@ def note(text: str, stream: TextIO) -> None:
 def plain(table: Table) -> str:
     """A table as text: columns aligned, one line a row, whatever the width.
 
-    >>> from kvmpy.bench.tables import Table
-    >>> print(plain(Table("Native", ("", "ns"), (("#", "64-bit"), ("SYSCALL", "99")))))
+    >>> from kvmpy.report.table import Table
+    >>> print(kvmpy.report.terminal.plain(Table("Native", ("", "ns"), (("#", "64-bit"), ("SYSCALL", "99")))))
     Native
                ns
     64-bit
@@ -91,11 +127,13 @@ def _left(table: Table, column: int) -> bool:
     return column < table.left or (last and not table.header[column])
 
 
-def _draw(table: Table, console: Console) -> None:
+def _draw(table: Table, stream: TextIO) -> None:
     from rich import box
+    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    console = Console(file=stream, highlight=False)
     console.print(Text(table.title, style="bold"))
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for i, name in enumerate(table.header):
