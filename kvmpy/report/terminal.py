@@ -96,7 +96,8 @@ def plain(table: Table) -> str:
     """A table as text: columns aligned, one line a row, whatever the width.
 
     >>> from kvmpy.report.table import Table
-    >>> print(kvmpy.report.terminal.plain(Table("Native", ("", "ns"), (("#", "64-bit"), ("SYSCALL", "99")))))
+    >>> shown = Table("Native", ("", "ns"), (("#", "64-bit"), ("SYSCALL", "99")))
+    >>> print(kvmpy.report.terminal.plain(shown))
     Native
                ns
     64-bit
