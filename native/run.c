@@ -8,12 +8,8 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <x86intrin.h>
 
-#include "shim.h"
-
-#define likely(condition) __builtin_expect(!!(condition), 1)
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
+#include "access.h"
 
 /* ------------------------------------------------------------------ entering the guest */
 
@@ -151,161 +147,6 @@ static int failed(struct shim_vcpu *vcpu, int error)
 	return SHIM_ERROR;
 }
 
-/* ------------------------------------------------------------------ accesses */
-
-struct access {
-	uint64_t address;
-	uint8_t *data;
-	unsigned size, count;
-	bool is_write, is_mmio;
-};
-
-/* False for an exit that is not an access, or one that does not fit the mapping it came in. */
-static bool describe(struct shim_vcpu *vcpu, struct access *access)
-{
-	struct kvm_run *run = vcpu->run;
-
-	if (run->exit_reason == KVM_EXIT_IO) {
-		access->address = run->io.port;
-		access->size = run->io.size;
-		access->count = run->io.count;
-		access->is_write = run->io.direction == KVM_EXIT_IO_OUT;
-		access->is_mmio = false;
-		if (access->size > sizeof(uint64_t) || run->io.data_offset > vcpu->run_size ||
-		    (uint64_t)access->size * access->count > vcpu->run_size - run->io.data_offset)
-			return false;
-		access->data = (uint8_t *)run + run->io.data_offset;
-		return true;
-	}
-	if (run->exit_reason == KVM_EXIT_MMIO) {
-		access->address = run->mmio.phys_addr;
-		access->size = run->mmio.len;
-		access->count = 1;
-		access->is_write = run->mmio.is_write;
-		access->is_mmio = true;
-		access->data = run->mmio.data;
-		return run->mmio.len <= sizeof(run->mmio.data);
-	}
-	return false;
-}
-
-static uint64_t value_of(const struct access *access, unsigned element)
-{
-	uint64_t value = 0;
-
-	memcpy(&value, access->data + element * access->size, access->size);
-	return value;
-}
-
-static bool to_ring(struct shim_vcpu *vcpu, const struct access *access, unsigned element,
-		    uint32_t handler)
-{
-	struct shim_record *record;
-
-	if (vcpu->ring_length == vcpu->ring_size)
-		return false;
-	record = &vcpu->ring[vcpu->ring_length++];
-	record->address = access->address;
-	record->value = value_of(access, element);
-	record->size = access->size | (uint64_t)handler << 16 | (uint64_t)access->is_mmio << 63;
-	record->tsc = __rdtsc();
-	return true;
-}
-
-static int to_python(struct shim_vcpu *vcpu, const struct access *access, unsigned element,
-		     uint32_t handler)
-{
-	vcpu->report.handler = handler;
-	vcpu->report.address = access->address;
-	vcpu->report.size = access->size;
-	vcpu->report.is_write = access->is_write;
-	vcpu->report.value = value_of(access, element);
-	vcpu->pending = access->is_write ? SHIM_PENDING_COMPLETE : SHIM_PENDING_REPLY;
-	return SHIM_ACCESS;
-}
-
-static int one_element(struct shim_vcpu *vcpu, const struct shim_range *range,
-		       const struct access *access, unsigned element)
-{
-	struct shim_device *device = range->object;
-	struct shim_counter *counter = range->object;
-
-	switch (range->owner) {
-	case SHIM_OWNER_DEVICE:
-		return device->access(device, vcpu, access->address - range->first,
-				      access->data + element * access->size, access->size,
-				      access->is_write);
-	case SHIM_OWNER_COUNTER:
-		__atomic_fetch_add(access->is_write ? &counter->writes : &counter->reads, 1,
-				   __ATOMIC_RELAXED);
-		return SHIM_CONTINUE;
-	case SHIM_OWNER_RING: /* a read cannot wait for Python: it gives all ones */
-		return access->is_write && !to_ring(vcpu, access, element, range->handler) ? SHIM_RING
-									    : SHIM_CONTINUE;
-	case SHIM_OWNER_PYTHON:
-		return to_python(vcpu, access, element, range->handler);
-	}
-	return SHIM_EXIT;
-}
-
-/* Any exit but an access. MSRs can have a Python handler, EOIs are the I/O APIC's; all others end
- * the run. */
-static int dispatch_other(struct shim_vcpu *vcpu)
-{
-	struct kvm_run *run = vcpu->run;
-	bool is_write = run->exit_reason == KVM_EXIT_X86_WRMSR;
-	struct shim_ioapic *ioapic = atomic_load(&vcpu->bus->ioapic);
-	const struct shim_range *range;
-
-	vcpu->pending = shim_reply_begin(run);
-	if (run->exit_reason == KVM_EXIT_IOAPIC_EOI && ioapic)
-		return shim_ioapic_eoi(ioapic, vcpu, run->eoi.vector);
-	if (!is_write && run->exit_reason != KVM_EXIT_X86_RDMSR)
-		return SHIM_EXIT;
-	range = shim_bus_find(vcpu->bus, is_write ? SHIM_WRMSR : SHIM_RDMSR, run->msr.index);
-	if (!range) {
-		if (run->msr.reason != KVM_MSR_EXIT_REASON_FILTER ||
-		    !atomic_load(&vcpu->bus->quiet_msrs))
-			return SHIM_EXIT;
-		shim_refuse(vcpu);
-		return SHIM_CONTINUE;
-	}
-	vcpu->report.handler = range->handler;
-	vcpu->report.address = run->msr.index;
-	vcpu->report.size = sizeof(run->msr.data);
-	vcpu->report.is_write = is_write;
-	vcpu->report.value = run->msr.data;
-	return SHIM_MSR;
-}
-
-/* Hand the exit in kvm_run to whoever owns its address, from string element `first` on. */
-static int dispatch(struct shim_vcpu *vcpu, unsigned first)
-{
-	const struct shim_range *range;
-	struct access access;
-	int stop = SHIM_CONTINUE;
-
-	vcpu->elements = 0;
-	if (unlikely(!describe(vcpu, &access)))
-		return dispatch_other(vcpu);
-	/* Before anyone answers, or an unclaimed read would hand out the previous exit's bytes. */
-	if (!access.is_write && !first)
-		memset(access.data, 0xff, access.size * access.count);
-	range = shim_bus_find(vcpu->bus, access.is_mmio, access.address);
-	if (unlikely(!range)) {
-		vcpu->pending = access.is_write ? SHIM_PENDING_COMPLETE : SHIM_PENDING_REPLY;
-		return SHIM_EXIT;
-	}
-	vcpu->pending = SHIM_PENDING_COMPLETE;
-	vcpu->elements = access.count;
-	for (vcpu->element = first; vcpu->element < access.count; vcpu->element++) {
-		stop = one_element(vcpu, range, &access, vcpu->element);
-		if (stop != SHIM_CONTINUE)
-			break;
-	}
-	return stop;
-}
-
 /* ------------------------------------------------------------------ coalesced writes */
 
 static int deliver(struct shim_vcpu *vcpu, struct kvm_coalesced_mmio *record)
@@ -319,9 +160,9 @@ static int deliver(struct shim_vcpu *vcpu, struct kvm_coalesced_mmio *record)
 	int stop;
 
 	if (range) {
-		stop = one_element(vcpu, range, &access, 0);
+		stop = shim_access_deliver(vcpu, range, &access, 0);
 	} else {
-		to_python(vcpu, &access, 0, access.is_mmio);
+		shim_access_report(vcpu, &access, 0, access.is_mmio);
 		stop = SHIM_WRITE;
 	}
 	vcpu->pending = pending; /* the guest's instruction has long been finished */
@@ -395,7 +236,7 @@ static int step(struct shim_vcpu *vcpu)
 	if (unlikely(!vcpu->first_exit_at))
 		vcpu->first_exit_at = shim_now();
 	vcpu->exits_left--;
-	return dispatch(vcpu, 0);
+	return shim_dispatch(vcpu, 0);
 }
 
 static int loop(struct shim_vcpu *vcpu)
@@ -527,7 +368,7 @@ static void settle_element(struct shim_vcpu *vcpu)
 {
 	struct access access;
 
-	if (vcpu->pending != SHIM_PENDING_REPLY || !describe(vcpu, &access))
+	if (vcpu->pending != SHIM_PENDING_REPLY || !shim_access_describe(vcpu, &access))
 		return;
 	memcpy(access.data + vcpu->element * access.size, &vcpu->report.value, access.size);
 	vcpu->pending = SHIM_PENDING_COMPLETE;
@@ -551,7 +392,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 	if (vcpu->stop != SHIM_RING && vcpu->stop != SHIM_SIGNAL)
 		vcpu->element++; /* that one is done; a full ring has not taken it yet */
 	if (vcpu->stop != SHIM_SIGNAL && vcpu->element < vcpu->elements)
-		stop = dispatch(vcpu, vcpu->element);
+		stop = shim_dispatch(vcpu, vcpu->element);
 	overdue(vcpu);
 	shim_kick_recall(vcpu);
 	return leave(vcpu, stop == SHIM_CONTINUE ? loop(vcpu) : stop);
@@ -635,7 +476,7 @@ static int finish_instruction(struct shim_vcpu *vcpu)
 	int error = 0;
 
 	for (unsigned i = 0; i < 2 * MOST_ELEMENTS && !error; i++) {
-		if (vcpu->deferred && describe(vcpu, &access) && !access.is_write)
+		if (vcpu->deferred && shim_access_describe(vcpu, &access) && !access.is_write)
 			memset(access.data, 0xff, access.size * access.count);
 		if (!vcpu->deferred && vcpu->pending == SHIM_PENDING_NONE)
 			break;
@@ -690,7 +531,7 @@ int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length)
 {
 	struct access access;
 
-	if (vcpu->pending != SHIM_PENDING_REPLY || !describe(vcpu, &access) || access.is_write)
+	if (vcpu->pending != SHIM_PENDING_REPLY || !shim_access_describe(vcpu, &access) || access.is_write)
 		return -EINVAL;
 	if (length != (size_t)access.size * access.count)
 		return -EMSGSIZE;
