@@ -21,6 +21,7 @@ OK, FAILURE, USAGE, NO_KVM, TIMEOUT, INTERRUPTED = 0, 1, 2, 69, 124, 130
 COMMANDS = {
     "boot": "boot a guest image on /dev/kvm",
     "bench": "what system calls in a guest and VM exits cost; compare two runs",
+    "lab": "CPU virtualization, live: experiments that explain what they see",
     "info": "what this host's KVM offers",
     "doctor": "can this host run guests, and if not, what to do",
 }
