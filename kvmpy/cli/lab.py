@@ -15,7 +15,12 @@ from ..report import page, terminal
 from ..report.blocks import Section
 from .files import check_writable, write
 
-_STYLE = "nav ol { columns: 2; column-width: 18rem }"
+_STYLE = """\
+nav ol { columns: 2; column-width: 18rem }
+p, figcaption { max-width: 46rem } figure svg { max-width: 40rem; display: block }
+@media (max-width: 32rem) { table { font-size: 12px } th, td { padding-right: .4rem } }
+@media print { figure svg { max-width: 110mm } }
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +91,7 @@ def _section(name: str, result: Any) -> Section:
 def _host() -> str:
     from ..host.backend import verdict
 
-    return str(verdict())
+    return verdict().summary
 
 
 def _record(found: dict[str, tuple[Any, float]]) -> dict[str, Any]:

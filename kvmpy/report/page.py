@@ -12,7 +12,7 @@ from typing import Final
 
 from .blocks import Block, Picture, Section
 from .svg import CLASSES
-from .table import HEADING, Table, printable
+from .table import HEADING, Table, printable, tone
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 #: The classes of kvmpy.report.svg that a dark page needs in another colour.
@@ -41,6 +41,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var
   max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem }
 p.dim, td.dim, li.dim, figcaption { color: var(--dim) }
+td.good { color: var(--good) } td.warn { color: var(--warn) } td.bad { color: var(--bad) }
 .warnings { border-left: 4px solid var(--warn); padding: .2rem 1rem .2rem 2rem }
 .virtual { border: 2px solid var(--warn); padding: .6rem 1rem; font-weight: 600 }
 .scroll { overflow-x: auto }
@@ -141,12 +142,16 @@ def table(shown: Table, *, heading: str = "h3") -> Iterable[str]:
             span = len(shown.header)
             yield f'<tr class="heading"><td colspan="{span}">{escaped(row[1])}</td></tr>'
         else:
-            cells = (f"<td{_words(shown, i)}>{escaped(cell)}</td>" for i, cell in enumerate(row))
+            cells = (
+                f"<td{_words(shown, i, tone(cell))}>{escaped(cell)}</td>"
+                for i, cell in enumerate(row)
+            )
             yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table></div>"
     for text in shown.notes:
         yield f'<p class="dim">{escaped(text)}</p>'
 
 
-def _words(shown: Table, column: int) -> str:
-    return ' class="words"' if column < shown.left else ""
+def _words(shown: Table, column: int, kind: str = "") -> str:
+    kinds = [*(["words"] if column < shown.left else []), *([kind] if kind else [])]
+    return f' class="{" ".join(kinds)}"' if kinds else ""

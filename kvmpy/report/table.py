@@ -8,6 +8,12 @@ from typing import Final
 
 #: Marks a row that is a heading over the ones below it.
 HEADING: Final = "#"
+#: Cells that stand out: how, by the names of kvmpy.report.svg's classes.
+_TONES: Final = {
+    "interpreted": "warn", "emulated": "warn",
+    "faster": "good", "slower": "bad", "no difference shown": "dim",
+    "traps": "good", "leaks": "warn", "ignored": "warn", "differs": "bad", "unknown": "dim",
+}  # fmt: skip
 #: In the place of a figure that is not there.
 DASH: Final = "-"
 
@@ -22,6 +28,15 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
     notes: tuple[str, ...] = ()
+
+
+def tone(cell: str) -> str:
+    """How a cell stands out: "good", "warn", "bad", "dim", or "" for not. Exceptions are bad.
+
+    >>> [kvmpy.report.table.tone(cell) for cell in ("slower", "#GP", "42")]
+    ['bad', 'bad', '']
+    """
+    return "bad" if cell.startswith(HEADING) else _TONES.get(cell, "")
 
 
 def printable(text: str) -> str:

@@ -12,15 +12,9 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from .blocks import Block, Picture, Section
-from .table import HEADING, Table, printable
+from .table import HEADING, Table, printable, tone
 
-_STYLES = {
-    "interpreted": "yellow",
-    "emulated": "yellow",
-    "faster": "bold green",
-    "slower": "bold red",
-    "no difference shown": "dim",
-}
+_STYLES = {"good": "bold green", "warn": "yellow", "bad": "bold red", "dim": "dim", "": ""}
 _WIDTH = 80
 
 
@@ -34,7 +28,7 @@ def show(blocks: Sequence[Block], stream: TextIO) -> None:
     two
     """
     for i, block in enumerate(blocks):
-        if i and not stream.isatty():
+        if i and not (stream.isatty() and isinstance(blocks[i - 1], Table)):  # rich writes one
             stream.write("\n")
         if isinstance(block, str):
             note(block, stream)
@@ -154,4 +148,4 @@ def _draw(table: Table, stream: TextIO) -> None:
 
 
 def _style(cell: str) -> str:
-    return "red" if cell.startswith("#") else _STYLES.get(cell, "")
+    return "red" if cell.startswith("#") else _STYLES[tone(cell)]
