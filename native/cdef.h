@@ -194,3 +194,13 @@ void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 void shim_spin(uint32_t rounds);
 void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks);
 uint32_t shim_spin_ticks(uint32_t rounds);
+
+struct shim_host_try {
+	int32_t signal;
+	bool reported;
+	uint32_t vector, error_code;
+	uint64_t address, rax, rdx;
+	...;
+};
+int shim_host_try(const void *code, uint32_t size, uint32_t entry, uint64_t operand,
+		  const void *scratch, uint32_t scratch_size, struct shim_host_try *result);

@@ -22,6 +22,8 @@ GUESTS = {
     "syscall-long64.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-long64.bin"),
     "syscall-compat32.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-compat32.bin"),
     "syscall-legacy32.S": ("-m32", "elf_i386", "exports.ld", "syscall-legacy32.bin"),
+    "lab-long64.S": ("-m64", "elf_x86_64", "exports.ld", "lab-long64.bin"),
+    "lab-legacy32.S": ("-m32", "elf_i386", "exports.ld", "lab-legacy32.bin"),
 }
 
 

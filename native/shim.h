@@ -390,4 +390,20 @@ void shim_spin(uint32_t rounds);
 uint32_t shim_spin_ticks(uint32_t rounds);
 void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks);
 
+/* ------------------------------------------------------------------ hosttry.c */
+
+/* What ended a try: a signal, and the exception behind it as the kernel passes it on. */
+struct shim_host_try {
+	int32_t signal; /* 0: the process ended by itself */
+	bool reported;  /* it came to its end; rax and rdx are what it left there */
+	uint32_t vector;
+	uint32_t error_code;
+	uint64_t address; /* CR2 */
+	uint64_t rax;
+	uint64_t rdx;
+};
+
+int shim_host_try(const void *code, uint32_t size, uint32_t entry, uint64_t operand,
+		  const void *scratch, uint32_t scratch_size, struct shim_host_try *result);
+
 #endif

@@ -26,8 +26,9 @@ _LEFT_OUT = (
     *("kvmpy.__main__", "kvmpy._native", "kvmpy.boot.", "kvmpy.cli", "kvmpy.pytest_plugin"),
     *("kvmpy.cpuid_diff", "kvmpy.cpuid_edit", "kvmpy.cpuid_topology", "kvmpy.slots"),
     *("kvmpy.host.doctor", "kvmpy.host.info", "kvmpy.host.modes", "kvmpy.host.system"),
-    *("kvmpy.machine.console", "kvmpy.machine.pc", "kvmpy.state.codec", "kvmpy.state.host"),
-    *("kvmpy.state.msr_list", "kvmpy.state.reset", "kvmpy.state.transfer"),
+    *("kvmpy.lab._", "kvmpy.machine.console", "kvmpy.machine.pc"),
+    *("kvmpy.state.codec", "kvmpy.state.host", "kvmpy.state.msr_list"),
+    *("kvmpy.state.reset", "kvmpy.state.transfer"),
 )
 _INSIDES = ("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge")
 #: Of cffi's structures, which do not leave the package.
