@@ -191,6 +191,7 @@ int shim_kick_signal(void);
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
 int shim_ioctl_with(int fd, unsigned long request, void *argument);
 void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
+uint64_t shim_tsc(void);
 void shim_spin(uint32_t rounds);
 void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks);
 uint32_t shim_spin_ticks(uint32_t rounds);

@@ -19,6 +19,7 @@ GUESTS = {
     "exits.S": ("-m64", "elf_x86_64", "flat.ld", "exits.bin"),
     "user.S": ("-m64", "elf_x86_64", "flat.ld", "user.bin"),
     "exit-ladder.S": ("-m64", "elf_x86_64", "exports.ld", "exit-ladder.bin"),
+    "sched.S": ("-m64", "elf_x86_64", "exports.ld", "sched.bin"),
     "syscall-long64.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-long64.bin"),
     "syscall-compat32.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-compat32.bin"),
     "syscall-legacy32.S": ("-m32", "elf_i386", "exports.ld", "syscall-legacy32.bin"),

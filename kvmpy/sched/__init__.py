@@ -1,0 +1,4 @@
+"""Two-level scheduling, seen: vCPUs take turns on a pCPU, guest threads take turns on a vCPU."""
+
+from .engine import GuestError as GuestError, run as run
+from .result import Result as Result
