@@ -1,8 +1,9 @@
 """The examples in kvmpy's docstrings, found and run: every public method has one.
 
 An example finds these names: ``kvmpy``; ``kvm``, an open KVM; ``vm``, a VM with 16 MiB; ``cpu``,
-its vCPU; ``memory``, a GuestMemory of 16 MiB; ``report``, a benchmark's record, made up. Each is
-made when an example names it, and closed after.
+its vCPU; ``memory``, a GuestMemory of 16 MiB; ``report``, a benchmark's record, and
+``sched_result``, that of an experiment in scheduling, both made up. Each is made when an example
+names it, and closed after.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LEFT_OUT = (
 _INSIDES = ("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge")
 #: Of cffi's structures, which do not leave the package.
 _FOR_C = ("from_c", "fill", "to_c")
-_READY_MADE = ("kvm", "vm", "cpu", "memory", "report")
+_READY_MADE = ("kvm", "vm", "cpu", "memory", "report", "sched_result")
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -87,6 +88,8 @@ def run(test: doctest.DocTest) -> None:
             names["memory"] = stack.enter_context(kvmpy.GuestMemory("16M"))
         if "report" in wanted:
             names["report"] = made_up.report()
+        if "sched_result" in wanted:
+            names["sched_result"] = made_up.sched_result()
         test.globs = names
         doctest.DocTestRunner(optionflags=_FLAGS).run(test, out=text.append)
         test.globs = {}

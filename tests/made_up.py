@@ -142,3 +142,59 @@ def report(
         seconds=81.5,
         warnings=("SMT sibling: pCPU 3 shares the core and is 40 % busy.",),
     )
+
+
+def sched_result(**changes: Any) -> Any:
+    """Two vCPUs that take turns of 4 ms on pCPU 0, from 2 to 30 ms; two threads each, which change
+    every 9 or 10 ms."""
+    from kvmpy.sched.result import Result
+
+    fields: dict[str, Any] = {
+        "module": "kvm_amd",
+        "verdict": "kvm_amd: rings 0 and 3 are native.",
+        "ring0": "native",
+        "tsc_khz": 2_600_000.0,
+        "pcpus": (0,),
+        "threads": 2,
+        "seconds": 0.03,
+        "wall": 31_000_000,
+        "slice_us": 10_000.0,
+        "gap_us": 20.0,
+        "program": "spin",
+        "system_call": "syscall",
+        "vcpus": (_sched_vcpu(0, 2, 30), _sched_vcpu(1, 6, 26)),
+    }
+    return Result(**(fields | changes))
+
+
+def _sched_vcpu(number: int, start: int, end: int) -> Any:
+    from kvmpy.sched import result as r
+
+    ms = 1_000_000
+    begins = range(start, end, 8)
+    cpu = 4 * ms * len(begins)
+    first, second = (start + 10) * ms, (start + 19) * ms
+    switches = (
+        r.Switch(start * ms, start * ms, start * ms, None, 0, "start"),
+        r.Switch(first, first, first + 20_000, 0, 1, "timer"),
+        r.Switch(second, second, second + 20_000, 1, 0, "timer"),
+    )
+    return r.Vcpu(
+        id=number,
+        pcpus=(0,),
+        start=start * ms,
+        end=end * ms,
+        slices=tuple(r.Slice(at * ms, (at + 4) * ms, 0) for at in begins),
+        gaps=tuple(
+            r.Gap((at + 4) * ms, (at + 8) * ms, "descheduled", 3_990_000) for at in begins[:-1]
+        ),
+        thread_slices=(
+            r.ThreadSlice(0, start * ms, first, "timer"),
+            r.ThreadSlice(1, first + 20_000, second, "timer"),
+            r.ThreadSlice(0, second + 20_000, end * ms, "start"),
+        ),
+        switches=switches,
+        threads=(r.Thread(0, cpu // 2, 5000, 2), r.Thread(1, cpu // 2 - 40_000, 4900, 1)),
+        steal=3_990_000 * (len(begins) - 1),
+        host=r.HostView((end - start + 1) * ms, cpu, 4 * ms * (len(begins) - 1), 8, {"exits": 40}),
+    )

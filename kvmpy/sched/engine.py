@@ -320,5 +320,6 @@ class _Experiment:
         loops, turns = kernel.counts(thread)
         own = [(part.start, part.end) for part in line.thread_slices if part.thread == thread]
         away = [(gap.start, gap.end) for gap in line.gaps if gap.kind == "descheduled"]
-        used = sum(end - start for start, end in own) - timeline.overlap(own, away)
+        taken = sum(end - start for start, end in timeline.common(own, away))
+        used = sum(end - start for start, end in own) - taken
         return Thread(thread, used, loops, turns)

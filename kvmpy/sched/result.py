@@ -147,7 +147,7 @@ class Result:
     def to_json(self) -> str:
         """All of it as one JSON object.
 
-        >>> kvmpy.sched.example().to_json()[:12]
+        >>> sched_result.to_json()[:12]
         '{"module": "'
         """
         return json.dumps(dataclasses.asdict(self))

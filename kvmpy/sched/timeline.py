@@ -254,18 +254,21 @@ def _thread_slices(switches: Sequence[Switch], last: int) -> Iterator[ThreadSlic
         yield replace(running, end=last)
 
 
-def overlap(slices: Sequence[tuple[int, int]], gaps: Sequence[tuple[int, int]]) -> int:
-    """ns that the gaps take from the slices; each in order, none over another.
+Span = tuple[int, int]
 
-    >>> kvmpy.sched.timeline.overlap([(0, 10), (20, 30)], [(5, 25)])
-    10
+
+def common(first: Sequence[Span], second: Sequence[Span]) -> Iterator[Span]:
+    """The times that are in both; each in order, none over another.
+
+    >>> list(kvmpy.sched.timeline.common([(0, 10), (20, 30)], [(5, 25)]))
+    [(5, 10), (20, 25)]
     """
-    total = at = 0
-    for start, end in slices:
-        while at < len(gaps) and gaps[at][1] <= start:
-            at += 1
-        index = at
-        while index < len(gaps) and gaps[index][0] < end:
-            total += min(end, gaps[index][1]) - max(start, gaps[index][0])
-            index += 1
-    return total
+    i = j = 0
+    while i < len(first) and j < len(second):
+        start, end = max(first[i][0], second[j][0]), min(first[i][1], second[j][1])
+        if start < end:
+            yield start, end
+        if first[i][1] < second[j][1]:
+            i += 1
+        else:
+            j += 1
