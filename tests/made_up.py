@@ -196,5 +196,7 @@ def _sched_vcpu(number: int, start: int, end: int) -> Any:
         switches=switches,
         threads=(r.Thread(0, cpu // 2, 5000, 2), r.Thread(1, cpu // 2 - 40_000, 4900, 1)),
         steal=3_990_000 * (len(begins) - 1),
-        host=r.HostView((end - start + 1) * ms, cpu, 4 * ms * (len(begins) - 1), 8, {"exits": 40}),
+        host=r.HostView(
+            (start - 1) * ms, end * ms, cpu, 4 * ms * (len(begins) - 1), 8, {"exits": 40}
+        ),
     )

@@ -1,5 +1,5 @@
 """Two-level scheduling, seen: vCPUs take turns on a pCPU, guest threads take turns on a vCPU."""
 
 from . import gantt as gantt
-from .engine import GuestError as GuestError, run as run
+from .engine import GuestError as GuestError, run as run, switch_costs as switch_costs
 from .result import Result as Result

@@ -20,6 +20,7 @@ from ..host import backend, topology
 from ..machine.threads import VcpuThreads
 from ..vcpu import VCPU
 from . import guest as guests, timeline
+from .metrics import SwitchCost, switch_cost
 from .result import HostView, Result, Thread, Vcpu
 
 _lib = _native.lib
@@ -40,16 +41,16 @@ class GuestError(KvmpyError):
 class _Account:
     """What the host says of one vCPU's thread, before and after its run."""
 
-    wall: list[int] = field(default_factory=list)
+    tsc: list[int] = field(default_factory=list)
     schedstat: list[tuple[int, ...]] = field(default_factory=list)
     stats: list[dict[str, int]] = field(default_factory=list)
 
     def read(self, cpu: VCPU) -> None:
         self.stats.append(_statistics(cpu))
         self.schedstat.append(_schedstat())
-        self.wall.append(time.monotonic_ns())
+        self.tsc.append(_lib.shim_tsc())
 
-    def view(self) -> HostView:
+    def view(self, clock: timeline.Clock) -> HostView:
         before, after = self.stats
         run, delay, turns = (
             (b - a for a, b in zip(*self.schedstat, strict=True))
@@ -58,7 +59,8 @@ class _Account:
         )
         gained = {name: after[name] - before[name] for name in after if name in before}
         return HostView(
-            self.wall[1] - self.wall[0], run, delay, turns,
+            clock.ns(self.tsc[0]),
+            clock.ns(self.tsc[1]), run, delay, turns,
             {name: value for name, value in sorted(gained.items()) if value > 0},
         )  # fmt: skip
 
@@ -140,7 +142,9 @@ def run(
     if system_call is None:
         system_call = "int3" if verdict.ring0 == "emulated" else "syscall"
     if system_call not in guests.SYSTEM_CALLS:
-        raise ValueError(f"system_call {system_call!r}: not one of {', '.join(guests.SYSTEM_CALLS)}")
+        raise ValueError(
+            f"system_call {system_call!r}: not one of {', '.join(guests.SYSTEM_CALLS)}"
+        )
     pins = [pcpus[i % len(pcpus)] for i in range(vcpus)]
     with _Experiment(pins, threads, system_call) as experiment:
         experiment.prepare(program, round(slice_ms * 1e6), round(gap_us * 1e3), work)
@@ -163,6 +167,28 @@ def run(
             interrupted=interrupted,
             notes=tuple(_notes(verdict, experiment.has_steal)),
         )
+
+
+def switch_costs(
+    pcpu: int, counts: Sequence[int] = (1, 2, 4, 8, 16), *, seconds: float = 0.1, work: int = 4096
+) -> tuple[SwitchCost, ...]:
+    """What going from one guest thread to the next costs, for each number of threads in ``counts``:
+    on one vCPU on ``pcpu``, for ``seconds`` each; every thread writes to ``work`` bytes of its own
+    between two yields, so that more threads need more of the caches.
+
+    Raises what :func:`run` does.
+
+    >>> with kvmpy.KVM():
+    ...     pcpu = min(kvmpy.host.topology.allowed_cpus())
+    ...     [cost.threads for cost in kvmpy.sched.switch_costs(pcpu, (1, 2), seconds=0.02)]
+    [1, 2]
+    """
+    return tuple(
+        switch_cost(
+            run(1, (pcpu,), count, seconds, program="yield", work=work, gap_us=1000.0), work
+        )
+        for count in counts
+    )
 
 
 def _check(
@@ -311,7 +337,7 @@ class _Experiment:
             switches=line.switches,
             threads=tuple(self._thread(kernel, thread, line) for thread in range(self.threads)),
             steal=line.steal,
-            host=self._accounts[kernel.cpu.id].view(),
+            host=self._accounts[kernel.cpu.id].view(self.clock),
             lost=kernel.switches.lost + kernel.gaps.lost,
             damaged=kernel.switches.damaged + kernel.gaps.damaged + line.damaged,
         )

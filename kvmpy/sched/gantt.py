@@ -17,7 +17,8 @@ from .timeline import Span
 NAMES: Final = string.digits + string.ascii_letters + "@&"
 RUNS, WAITS, NOBODY = "#", "-", "."
 
-_LABEL: Final = 13  # characters; the bars take the rest of 79
+#: Characters of a line before its bars, which take the rest of 79.
+LABEL: Final = 13
 _BARS: Final = 64
 _MOST_LANES: Final = 60  # of threads: more are left out
 _INDENT: Final = ("", " ", "   ")
@@ -53,9 +54,9 @@ def _ms(ns: float) -> str:
 def _text(shown: Sequence[Lane], start: int, end: int) -> Iterator[str]:
     for lane in shown:
         label = _INDENT[lane.level] + lane.label
-        yield f"{label:<{_LABEL}}{_bar(lane, start, end)}".rstrip()
+        yield f"{label:<{LABEL}}{_bar(lane, start, end)}".rstrip()
     first, last = f"{_ms(start)} ms", f"{_ms(end)} ms"
-    yield " " * _LABEL + first + " " * (_BARS - len(first) - len(last)) + last
+    yield " " * LABEL + first + " " * (_BARS - len(first) - len(last)) + last
 
 
 def _bar(lane: Lane, start: int, end: int) -> str:
@@ -215,7 +216,7 @@ def _share_lines(lane: Lane, totals: Sequence[dict[int, float]], end: int) -> It
         share = sum(column.get(vcpu, 0.0) for column in totals) / end
         label = lane.label if i == 0 else ""
         name = f"vCPU {vcpu}"
-        yield f"{label:<{_LABEL}}{name:<8} {RUNS * round(share * 40):<40} {share:6.1%}"
+        yield f"{label:<{LABEL}}{name:<8} {RUNS * round(share * 40):<40} {share:6.1%}"
 
 
 def fairness(result: Result) -> str:
@@ -225,8 +226,7 @@ def fairness(result: Result) -> str:
     "Jain's fairness: vCPUs on pCPU 0 0.98; guest threads 1.000 at the least."
     """
     between = ", ".join(
-        f"vCPUs on pCPU {pcpu} {index:.3g}"
-        for pcpu, index in metrics.vcpu_fairness(result).items()
+        f"vCPUs on pCPU {pcpu} {index:.3g}" for pcpu, index in metrics.vcpu_fairness(result).items()
     )
     least = min((metrics.thread_fairness(vcpu) for vcpu in result.vcpus), default=1.0)
     return f"Jain's fairness: {between}; guest threads {least:.3f} at the least."

@@ -1,5 +1,4 @@
-"""What the pictures are drawn from: lanes of pCPUs, of the vCPUs on them, of guest threads on those.
-"""
+"""What the pictures are drawn from: lanes of pCPUs, of vCPUs on them, of threads on those."""
 
 from __future__ import annotations
 
@@ -74,18 +73,22 @@ def _thread(vcpu: Vcpu, thread: int) -> Iterable[Part]:
 
 
 def window(result: Result) -> Span:
-    """A part of the run, from its middle, short enough to tell slices apart: ten of the vCPUs', or
-    some turns of the guest threads, whichever is longer.
+    """A part of the run, from its middle, short enough to tell slices apart: each vCPU has its pCPU
+    twice or more, and each guest thread its vCPU once.
 
     >>> kvmpy.sched.lanes.window(sched_result)
     (2000000, 30000000)
     """
     first = min((vcpu.start for vcpu in result.vcpus), default=0)
     last = max((vcpu.end for vcpu in result.vcpus), default=0)
-    usual = [metrics.on_pcpu(vcpu).median for vcpu in result.vcpus if len(vcpu.slices) > 1]
+    usual = [
+        metrics.on_pcpu(vcpu).median + metrics.gaps(vcpu, "descheduled").median
+        for vcpu in result.vcpus
+        if len(vcpu.slices) > 1
+    ]
     turns = 1.2 * result.threads * result.slice_us * 1e3
-    length = round(max([10 * metrics.quantile(usual, 0.5)] if usual else [0], default=0))
-    length = max(length, round(turns), 1000)
+    rounds = 2.2 * metrics.quantile(usual, 0.5) if usual else 0
+    length = max(round(rounds), round(turns), 1000)
     if length >= last - first:
         return first, max(last, first + 1)
     start = (first + last - length) // 2

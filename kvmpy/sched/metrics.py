@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def switch_cost(result: Result, work: int) -> SwitchCost:
     """
     vcpu = result.vcpus[0]
     alive: Sequence[int] = [switch.alive for switch in vcpu.switches if switch.reason == "yield"]
-    turns = lengths(zip(alive, alive[1:], strict=False))
+    turns = lengths(itertools.pairwise(alive))
     inside = lengths(
         (switch.entered, switch.left) for switch in vcpu.switches if switch.reason == "yield"
     )

@@ -41,7 +41,7 @@ class ThreadSlice:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Time in which no instruction of the guest ran.
+    """Time in which no instruction of the guest's threads ran.
 
     ``kind``: "descheduled", the vCPU's thread waited for the pCPU while others had it; "exit", KVM
     or an interrupt of the host had the pCPU, briefly; "stall", no other thread of this host had it,
@@ -81,11 +81,13 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """What the host says of the vCPU's thread for its whole run, in ns: ``wall``; ``run`` on a
-    pCPU and ``delay`` waiting for one, None without schedstat; ``turns`` it was given one.
-    ``stats``: what KVM's statistics of the vCPU gained, by name."""
+    """What the host says of the vCPU's thread, from ``begin``, before it first entered the guest,
+    to ``end``, after it last left it: ns of ``run`` on a pCPU and of ``delay`` waiting for one,
+    None without schedstat; ``turns`` it was given one. ``stats``: what KVM's statistics of the
+    vCPU gained, by name."""
 
-    wall: int
+    begin: int
+    end: int
     run: int | None
     delay: int | None
     turns: int | None

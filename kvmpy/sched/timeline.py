@@ -13,7 +13,7 @@ from typing import Final
 from .result import REASONS, STALL_NS, Gap, GapKind, Slice, Switch, ThreadSlice
 
 _NOBODY: Final = 0xFF
-#: A gap is the scheduler's if that much of it was waiting, as KVM's steal time has it.
+#: A gap is the scheduler's if so much of it was waiting, as KVM's steal time has it.
 _STOLEN: Final = 0.5
 _SWITCH_WORDS: Final = 7
 _GAP_WORDS: Final = 4
@@ -160,7 +160,7 @@ def _thread(number: int) -> int | None:
 def _recorded(gaps: Sequence[tuple[int, ...]], clock: Clock) -> tuple[list[_Hole], int]:
     """The gaps that make sense, and how many do not."""
     found = [
-        _Hole(*words[:3])
+        _Hole(words[0], words[1], words[2])
         for words in gaps
         if len(words) >= _GAP_WORDS and words[0] < words[1]
         and words[0] in clock and words[1] in clock
@@ -205,24 +205,33 @@ def _judged(
         if start >= hole.end:
             continue
         length = (hole.end - start) * 1e6 / clock.khz
-        stolen = min(max(0, hole.steal - known), round(length))
+        stolen = min(max(0, hole.steal - known), round(length)) if has_steal else None
         known, last = max(known, hole.steal), hole.end
-        gap = _gap(clock, start, hole.end, stolen if has_steal else None, length)
-        if hole.sure or gap.kind == "descheduled":
-            gaps.append(gap)
+        found = _gaps(clock.ns(start), clock.ns(hole.end), stolen)
+        gaps += [gap for gap in found if hole.sure or gap.kind == "descheduled"]
     for _, steal in readings[reading:]:
         known = max(known, steal)
     window = (clock.end - clock.begin) * 1e6 / clock.khz
     return gaps, min(known - base, round(window)) if has_steal else None
 
 
-def _gap(clock: Clock, start: int, end: int, stolen: int | None, length: float) -> Gap:
+def _gaps(start: int, end: int, stolen: int | None) -> list[Gap]:
+    """What a hole of so many ns was. One that was waiting in part is two gaps, the waiting first:
+    the guest does not know the order."""
+    length = end - start
+    if stolen is None:  # by its length: nothing else is said
+        return [Gap(start, end, "exit" if length < STALL_NS else "descheduled", None)]
+    rest = length - stolen
+    if rest >= STALL_NS and stolen >= STALL_NS:
+        middle = start + stolen
+        return [
+            Gap(start, middle, "descheduled", stolen),
+            Gap(middle, end, "stall", 0),
+        ]
     kind: GapKind = "exit" if length < STALL_NS else "stall"
-    if stolen is None:
-        kind = "exit" if length < STALL_NS else "descheduled"  # by its length: nothing else is said
-    elif stolen >= _STOLEN * length:
+    if stolen >= _STOLEN * length:
         kind = "descheduled"
-    return Gap(clock.ns(start), clock.ns(end), kind, stolen)
+    return [Gap(start, end, kind, stolen)]
 
 
 def _between(gaps: Sequence[Gap], first: int, last: int, pcpu: int) -> Iterator[Slice]:

@@ -1,0 +1,186 @@
+"""The result in tables, for a terminal and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..report.table import DASH, Table, number, share
+from . import metrics
+from .metrics import SwitchCost
+from .result import Result, Vcpu
+
+
+def headline(result: Result) -> str:
+    """What was run where, in a sentence or two.
+
+    >>> kvmpy.sched.summary.headline(sched_result)[:57]
+    '2 vCPUs on pCPU 0, 2 guest threads each, for 0.03 s (kvm_'
+    """
+    pcpus = ", ".join(map(str, sorted(set(result.pcpus))))
+    plural = "" if len(set(result.pcpus)) == 1 else "s"
+    ended = " until Ctrl-C" if result.interrupted else ""
+    vcpus, threads = len(result.vcpus), result.threads
+    return (
+        f"{vcpus} vCPU{'s' * (vcpus > 1)} on pCPU{plural} {pcpus}, {threads} guest "
+        f"thread{'s' * (threads > 1)} each, for {result.wall / 1e9:.3g} s{ended} "
+        f"({result.module}; guest slices of {result.slice_us / 1e3:g} ms, "
+        f"TSC {result.tsc_khz:.0f} kHz)."
+    )
+
+
+def tables(result: Result, series: Sequence[SwitchCost] = ()) -> list[Table]:
+    """All tables. ``series``: what switches cost, by number of threads.
+
+    >>> [table.title for table in kvmpy.sched.summary.tables(sched_result)][:2]
+    ['vCPUs on pCPUs', 'Three sources, in ms']
+    """
+    found = [vcpus(result), sources(result), threads(result), gaps(result)]
+    return [*found, costs(result, series)] if series else found
+
+
+def _us(ns: float | None) -> str:
+    return number(None if ns is None else ns / 1e3)
+
+
+def _ms(ns: float | None) -> str:
+    return DASH if ns is None else f"{ns / 1e6:.1f}"
+
+
+def vcpus(result: Result) -> Table:
+    """The host's level: what each vCPU had of its pCPU.
+
+    >>> kvmpy.sched.summary.vcpus(sched_result).rows[0]
+    ('vCPU 0', '0', '57.1%', '4', '4000', '4000', '4000', '11.97', '40')
+    """
+    header = ("", "pCPU", "share", "slices", "median us", "p99 us", "gap us", "steal ms", "exits")
+    rows = tuple(_vcpu_row(vcpu) for vcpu in result.vcpus)
+    fairness = ", ".join(
+        f"pCPU {pcpu}: {index:.4f}" for pcpu, index in metrics.vcpu_fairness(result).items()
+    )
+    notes = (f"Jain's fairness of the vCPUs on {fairness}; 1 is equal shares",)
+    return Table("vCPUs on pCPUs", header, rows, notes=notes)
+
+
+def _vcpu_row(vcpu: Vcpu) -> tuple[str, ...]:
+    slices, away = metrics.on_pcpu(vcpu), metrics.gaps(vcpu, "descheduled")
+    exits = vcpu.host.stats.get("exits")
+    return (
+        f"vCPU {vcpu.id}", ",".join(map(str, vcpu.pcpus)),
+        share(slices.total / metrics.seen(vcpu)) if metrics.seen(vcpu) else DASH,
+        number(slices.count), _us(slices.median), _us(slices.p99), _us(away.median),
+        DASH if vcpu.steal is None else f"{vcpu.steal / 1e6:.2f}", number(exits),
+    )  # fmt: skip
+
+
+def sources(result: Result) -> Table:
+    """The same times by the guest's TSC, the host's schedstat and KVM's steal time.
+
+    >>> kvmpy.sched.summary.sources(sched_result).rows[0][:4]
+    ('vCPU 0', '16.0', '16.0', '12.0')
+    """
+    header = (
+        "",
+        "ran: TSC",
+        "schedstat",
+        "waited: TSC",
+        "schedstat",
+        "KVM steal",
+        "in all",
+        "wall",
+    )
+    rows = tuple(
+        (
+            f"vCPU {vcpu.id}",
+            _ms(metrics.on_pcpu(vcpu).total), _ms(vcpu.host.run),
+            _ms(metrics.gaps(vcpu, "descheduled").total), _ms(vcpu.host.delay), _ms(vcpu.steal),
+            _ms(metrics.on_pcpu(vcpu).total + metrics.gaps(vcpu, "descheduled").total),
+            _ms(vcpu.host.end - vcpu.host.begin),
+        )
+        for vcpu in result.vcpus
+    )  # fmt: skip
+    notes = (
+        "TSC: seen by the guest; the others: the host's, from before the first entry to after the "
+        "last exit",
+    )
+    return Table("Three sources, in ms", header, rows, notes=notes)
+
+
+def threads(result: Result) -> Table:
+    """The guest's level: what its threads had of their vCPU.
+
+    >>> kvmpy.sched.summary.threads(sched_result).rows[0]
+    ('vCPU 0', '2', '71.4', '2', '0', '0', '20', '9500', '0.9999', '50.1-49.9%')
+    """
+    header = (
+        *("", "threads", "switches/s", "timer", "yield", "exit"),
+        *("ring 0 us", "slice us", "Jain", "shares"),
+    )
+    rows = tuple(_thread_row(vcpu) for vcpu in result.vcpus)
+    notes = []
+    if result.ring0 == "emulated":
+        notes.append("ring 0 us: interpreted here")
+    return Table("Guest threads on vCPUs", header, rows, notes=tuple(notes))
+
+
+def _thread_row(vcpu: Vcpu) -> tuple[str, ...]:
+    slices = metrics.lengths((part.start, part.end) for part in vcpu.thread_slices)
+    total = sum(thread.cpu_ns for thread in vcpu.threads)
+    used = [thread.cpu_ns / total for thread in vcpu.threads] if total else []
+    counts = (number(metrics.switches(vcpu, reason)) for reason in ("timer", "yield", "exit"))
+    return (
+        f"vCPU {vcpu.id}", str(len(vcpu.threads)), number(metrics.switches_per_second(vcpu)),
+        *counts, _us(metrics.kernel(vcpu).median), _us(slices.median),
+        f"{metrics.thread_fairness(vcpu):.4f}",
+        f"{100 * max(used):.1f}-{100 * min(used):.1f}%" if used else DASH,
+    )  # fmt: skip
+
+
+def gaps(result: Result) -> Table:
+    """Time that the guest was not there, by kind.
+
+    >>> kvmpy.sched.summary.gaps(sched_result).rows[0]
+    ('vCPU 0', '3', '12.0', '0', '0.0', '-', '0', '0.0', '0')
+    """
+    header = (
+        *("", "descheduled", "ms", "exits", "ms", "median us", "stalls", "ms", "lost"),
+    )  # fmt: skip
+    rows = []
+    for vcpu in result.vcpus:
+        away, exits, stalls = (
+            metrics.gaps(vcpu, kind) for kind in ("descheduled", "exit", "stall")
+        )
+        rows.append(
+            (
+                f"vCPU {vcpu.id}", number(away.count), _ms(away.total), number(exits.count),
+                _ms(exits.total), _us(exits.median), number(stalls.count), _ms(stalls.total),
+                number(vcpu.lost + vcpu.damaged),
+            )
+        )  # fmt: skip
+    notes = (
+        f"gaps of {result.gap_us:g} us and more in what a guest thread sees; stalls: 0.1 ms and "
+        "more that no other thread of this host had",
+    )
+    return Table("Gaps, by what they were", header, tuple(rows), notes=notes)
+
+
+def costs(result: Result, series: Sequence[SwitchCost]) -> Table:
+    """What a switch between guest threads costs as there are more of them.
+
+    >>> from kvmpy.sched.metrics import SwitchCost
+    >>> kvmpy.sched.summary.costs(sched_result, [SwitchCost(2, 4096, 100, 900.0, 1500.0)]).rows
+    (('2', '100', '0.900', '1.5', '8'),)
+    """
+    header = ("threads", "yields", "ring 0 us", "turn us", "KiB in use")
+    rows = tuple(
+        (
+            str(cost.threads), number(cost.turns), _us(cost.kernel), _us(cost.turn),
+            f"{cost.work * cost.threads / 1024:g}",
+        )
+        for cost in series
+    )  # fmt: skip
+    work = series[0].work / 1024 if series else 0
+    notes = (
+        f"turn: from one thread's yield to the next one's; each writes to {work:g} KiB of its own",
+        *(("ring 0 is interpreted here",) if result.ring0 == "emulated" else ()),
+    )
+    return Table("What a switch between guest threads costs", header, rows, notes=notes)
