@@ -38,8 +38,7 @@ def picture(result: Result, span: Span | None = None) -> Picture:
     caption = (
         f"{_ms(end - start)} ms of {_ms(result.wall)} ms on {result.module}: on each pCPU its "
         "vCPUs take turns, on each vCPU its guest threads do. "
-        f"'{RUNS}' runs; '{WAITS}' has the vCPU, which waits for the pCPU; '{NOBODY}' is none of "
-        "these vCPUs."
+        "A bar runs; a thin line has the vCPU, which waits for its pCPU."
     )
     return Picture(_drawing(shown, start, end), "\n".join(_text(shown, start, end)), caption)
 
@@ -57,6 +56,7 @@ def _text(shown: Sequence[Lane], start: int, end: int) -> Iterator[str]:
         yield f"{label:<{LABEL}}{_bar(lane, start, end)}".rstrip()
     first, last = f"{_ms(start)} ms", f"{_ms(end)} ms"
     yield " " * LABEL + first + " " * (_BARS - len(first) - len(last)) + last
+    yield f"{RUNS} runs   {WAITS} has its vCPU, which waits for the pCPU   {NOBODY} none of these"
 
 
 def _bar(lane: Lane, start: int, end: int) -> str:
@@ -109,10 +109,16 @@ def _elements(shown: Sequence[Lane], start: int, end: int) -> Iterator[str]:
         x = _LEFT + _WIDTH * i / 4
         yield svg.line(x, 4, x, bottom, kind="grid")
         at = start + (end - start) * i / 4
-        yield svg.text(x, bottom + 14, f"{_ms(at)} ms", kind="dim", anchor="middle", size=11)
+        yield _tick(i, bottom + 14, at)
     room = max(1, _MOST_PARTS // max(1, len(shown)))
     for row, lane in enumerate(shown):
         yield from _row(lane, 6 + _ROW * row, start, end, room)
+
+
+def _tick(quarter: int, y: float, ns: float) -> str:
+    x = _LEFT + _WIDTH * quarter / 4
+    anchor = "end" if quarter == 4 else "middle"
+    return svg.text(x, y, f"{_ms(ns)} ms", kind="dim", anchor=anchor, size=11)
 
 
 def _row(lane: Lane, y: float, start: int, end: int, room: int) -> Iterator[str]:
@@ -175,16 +181,12 @@ def shares(result: Result, bins: int = 80) -> Picture:
         drawn += _stacked(totals, top, end / bins)
         texts += _share_lines(lane, totals, end)
     bottom = 66 * len(shown)
-    for i in range(5):
-        x = _LEFT + _WIDTH * i / 4
-        drawn.append(
-            svg.text(x, bottom + 14, f"{_ms(end * i / 4)} ms", kind="dim", anchor="middle", size=11)
-        )
+    drawn += (_tick(i, bottom + 14, end * i / 4) for i in range(5))
     label = "share of each pCPU's time, by vCPU"
     return Picture(
         svg.drawing(_LEFT + _WIDTH + 14, bottom + 22, label, drawn),
         "\n".join(texts),
-        "The whole run: how much of its pCPU's time each vCPU had. White is nobody's of these.",
+        "The whole run: how much of its pCPU's time each vCPU had. What is empty others had, or nobody.",
     )
 
 
