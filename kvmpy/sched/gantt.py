@@ -8,7 +8,6 @@ from typing import Final
 
 from ..report import svg
 from ..report.blocks import Picture
-from . import metrics
 from .lanes import Lane, Part, lanes, window, within
 from .result import Result
 from .timeline import Span
@@ -31,14 +30,13 @@ def picture(result: Result, span: Span | None = None) -> Picture:
     """Who ran when, from ``span[0]`` to ``span[1]`` ns, by default a part of the run's middle.
 
     >>> print(kvmpy.sched.gantt.picture(sched_result).text.splitlines()[0][:40])
-    pCPU 0       0000000001111111110000000
+    pCPU 0       000001111111111100000000000
     """
     start, end = span or window(result)
     shown = lanes(result, threads=len(result.vcpus) * result.threads <= _MOST_LANES)
     caption = (
-        f"{_ms(end - start)} ms of {_ms(result.wall)} ms on {result.module}: on each pCPU its "
-        "vCPUs take turns, on each vCPU its guest threads do. "
-        "A bar runs; a thin line has the vCPU, which waits for its pCPU."
+        f"{_ms(end - start)} of {_ms(result.wall)} ms on {result.module}: vCPUs take turns on a "
+        "pCPU, guest threads take turns on a vCPU."
     )
     return Picture(_drawing(shown, start, end), "\n".join(_text(shown, start, end)), caption)
 
@@ -98,7 +96,7 @@ def colour(vcpu: int) -> str:
 
 
 def _drawing(shown: Sequence[Lane], start: int, end: int) -> str:
-    height = _ROW * len(shown) + 34
+    height = _ROW * len(shown) + 54
     label = f"who ran from {_ms(start)} to {_ms(end)} ms: pCPUs, vCPUs, guest threads"
     return svg.drawing(_LEFT + _WIDTH + 14, height, label, _elements(shown, start, end))
 
@@ -110,9 +108,17 @@ def _elements(shown: Sequence[Lane], start: int, end: int) -> Iterator[str]:
         yield svg.line(x, 4, x, bottom, kind="grid")
         at = start + (end - start) * i / 4
         yield _tick(i, bottom + 14, at)
+    yield from _legend(bottom + 34)
     room = max(1, _MOST_PARTS // max(1, len(shown)))
     for row, lane in enumerate(shown):
         yield from _row(lane, 6 + _ROW * row, start, end, room)
+
+
+def _legend(y: float) -> Iterator[str]:
+    yield svg.box(_LEFT, y - 8, 24, 8, kind="dim")
+    yield svg.text(_LEFT + 30, y, "runs", kind="dim", size=11)
+    yield svg.line(_LEFT + 80, y - 4, _LEFT + 104, y - 4, kind="dim", width=1.5)
+    yield svg.text(_LEFT + 110, y, "has its vCPU, which waits for the pCPU", kind="dim", size=11)
 
 
 def _tick(quarter: int, y: float, ns: float) -> str:
@@ -186,7 +192,7 @@ def shares(result: Result, bins: int = 80) -> Picture:
     return Picture(
         svg.drawing(_LEFT + _WIDTH + 14, bottom + 22, label, drawn),
         "\n".join(texts),
-        "The whole run: how much of its pCPU's time each vCPU had. What is empty others had, or nobody.",
+        "The whole run: how much of its pCPU's time each vCPU had. The rest others had, or nobody.",
     )
 
 
@@ -219,16 +225,3 @@ def _share_lines(lane: Lane, totals: Sequence[dict[int, float]], end: int) -> It
         label = lane.label if i == 0 else ""
         name = f"vCPU {vcpu}"
         yield f"{label:<{LABEL}}{name:<8} {RUNS * round(share * 40):<40} {share:6.1%}"
-
-
-def fairness(result: Result) -> str:
-    """Jain's index for the vCPUs of each pCPU, and for the threads of each vCPU, in a sentence.
-
-    >>> kvmpy.sched.gantt.fairness(sched_result)
-    "Jain's fairness: vCPUs on pCPU 0 0.98; guest threads 1.000 at the least."
-    """
-    between = ", ".join(
-        f"vCPUs on pCPU {pcpu} {index:.3g}" for pcpu, index in metrics.vcpu_fairness(result).items()
-    )
-    least = min((metrics.thread_fairness(vcpu) for vcpu in result.vcpus), default=1.0)
-    return f"Jain's fairness: {between}; guest threads {least:.3f} at the least."

@@ -77,7 +77,7 @@ def window(result: Result) -> Span:
     twice or more, and each guest thread its vCPU once.
 
     >>> kvmpy.sched.lanes.window(sched_result)
-    (2000000, 30000000)
+    (4000000, 28000000)
     """
     first = min((vcpu.start for vcpu in result.vcpus), default=0)
     last = max((vcpu.end for vcpu in result.vcpus), default=0)

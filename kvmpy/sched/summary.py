@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..report.table import DASH, Table, number, share
@@ -14,7 +15,7 @@ def headline(result: Result) -> str:
     """What was run where, in a sentence or two.
 
     >>> kvmpy.sched.summary.headline(sched_result)[:57]
-    '2 vCPUs on pCPU 0, 2 guest threads each, for 0.03 s (kvm_'
+    '2 vCPUs on pCPU 0, 2 guest threads each, for 0.031 s (kvm'
     """
     pcpus = ", ".join(map(str, sorted(set(result.pcpus))))
     plural = "" if len(set(result.pcpus)) == 1 else "s"
@@ -42,6 +43,14 @@ def _us(ns: float | None) -> str:
     return number(None if ns is None else ns / 1e3)
 
 
+def _count(value: int | None) -> str:
+    return DASH if value is None else str(value) if value < 100_000 else number(value)
+
+
+def _index(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else DASH
+
+
 def _ms(ns: float | None) -> str:
     return DASH if ns is None else f"{ns / 1e6:.1f}"
 
@@ -52,12 +61,15 @@ def vcpus(result: Result) -> Table:
     >>> kvmpy.sched.summary.vcpus(sched_result).rows[0]
     ('vCPU 0', '0', '57.1%', '4', '4000', '4000', '4000', '11.97', '40')
     """
-    header = ("", "pCPU", "share", "slices", "median us", "p99 us", "gap us", "steal ms", "exits")
+    header = ("", "pCPU", "share", "slices", "slice us", "p99 us", "away us", "steal ms", "exits")
     rows = tuple(_vcpu_row(vcpu) for vcpu in result.vcpus)
     fairness = ", ".join(
-        f"pCPU {pcpu}: {index:.4f}" for pcpu, index in metrics.vcpu_fairness(result).items()
+        f"pCPU {pcpu}: {_index(index)}" for pcpu, index in metrics.vcpu_fairness(result).items()
     )
-    notes = (f"Jain's fairness of the vCPUs on {fairness}; 1 is equal shares",)
+    notes = (
+        "slice us and away us: medians, of times with the pCPU and of waiting for it",
+        f"Jain's fairness of the vCPUs on {fairness}; 1 is equal shares",
+    )
     return Table("vCPUs on pCPUs", header, rows, notes=notes)
 
 
@@ -67,8 +79,8 @@ def _vcpu_row(vcpu: Vcpu) -> tuple[str, ...]:
     return (
         f"vCPU {vcpu.id}", ",".join(map(str, vcpu.pcpus)),
         share(slices.total / metrics.seen(vcpu)) if metrics.seen(vcpu) else DASH,
-        number(slices.count), _us(slices.median), _us(slices.p99), _us(away.median),
-        DASH if vcpu.steal is None else f"{vcpu.steal / 1e6:.2f}", number(exits),
+        _count(slices.count), _us(slices.median), _us(slices.p99), _us(away.median),
+        DASH if vcpu.steal is None else f"{vcpu.steal / 1e6:.2f}", _count(exits),
     )  # fmt: skip
 
 
@@ -109,14 +121,14 @@ def threads(result: Result) -> Table:
     """The guest's level: what its threads had of their vCPU.
 
     >>> kvmpy.sched.summary.threads(sched_result).rows[0]
-    ('vCPU 0', '2', '71.4', '2', '0', '0', '20', '9500', '0.9999', '50.1-49.9%')
+    ('vCPU 0', '71.4', '2', '0', '0', '20.0', '8980', '1.0000', '50.1%', '49.9%')
     """
     header = (
-        *("", "threads", "switches/s", "timer", "yield", "exit"),
-        *("ring 0 us", "slice us", "Jain", "shares"),
+        *("", "switches/s", "timer", "yield", "exit"),
+        *("ring 0 us", "slice us", "Jain", "most", "least"),
     )
     rows = tuple(_thread_row(vcpu) for vcpu in result.vcpus)
-    notes = []
+    notes = ["most, least: shares of the vCPU's time"]
     if result.ring0 == "emulated":
         notes.append("ring 0 us: interpreted here")
     return Table("Guest threads on vCPUs", header, rows, notes=tuple(notes))
@@ -126,12 +138,13 @@ def _thread_row(vcpu: Vcpu) -> tuple[str, ...]:
     slices = metrics.lengths((part.start, part.end) for part in vcpu.thread_slices)
     total = sum(thread.cpu_ns for thread in vcpu.threads)
     used = [thread.cpu_ns / total for thread in vcpu.threads] if total else []
-    counts = (number(metrics.switches(vcpu, reason)) for reason in ("timer", "yield", "exit"))
+    counts = (_count(metrics.switches(vcpu, reason)) for reason in ("timer", "yield", "exit"))
     return (
-        f"vCPU {vcpu.id}", str(len(vcpu.threads)), number(metrics.switches_per_second(vcpu)),
+        f"vCPU {vcpu.id}", number(metrics.switches_per_second(vcpu)),
         *counts, _us(metrics.kernel(vcpu).median), _us(slices.median),
-        f"{metrics.thread_fairness(vcpu):.4f}",
-        f"{100 * max(used):.1f}-{100 * min(used):.1f}%" if used else DASH,
+        _index(metrics.thread_fairness(vcpu)),
+        share(max(used)) if used else DASH,
+        share(min(used)) if used else DASH,
     )  # fmt: skip
 
 
@@ -151,9 +164,9 @@ def gaps(result: Result) -> Table:
         )
         rows.append(
             (
-                f"vCPU {vcpu.id}", number(away.count), _ms(away.total), number(exits.count),
-                _ms(exits.total), _us(exits.median), number(stalls.count), _ms(stalls.total),
-                number(vcpu.lost + vcpu.damaged),
+                f"vCPU {vcpu.id}", _count(away.count), _ms(away.total), _count(exits.count),
+                _ms(exits.total), _us(exits.median), _count(stalls.count), _ms(stalls.total),
+                _count(vcpu.lost + vcpu.damaged),
             )
         )  # fmt: skip
     notes = (
@@ -168,12 +181,12 @@ def costs(result: Result, series: Sequence[SwitchCost]) -> Table:
 
     >>> from kvmpy.sched.metrics import SwitchCost
     >>> kvmpy.sched.summary.costs(sched_result, [SwitchCost(2, 4096, 100, 900.0, 1500.0)]).rows
-    (('2', '100', '0.900', '1.5', '8'),)
+    (('2', '100', '0.9', '1.5', '8'),)
     """
     header = ("threads", "yields", "ring 0 us", "turn us", "KiB in use")
     rows = tuple(
         (
-            str(cost.threads), number(cost.turns), _us(cost.kernel), _us(cost.turn),
+            str(cost.threads), _count(cost.turns), _us(cost.kernel), _us(cost.turn),
             f"{cost.work * cost.threads / 1024:g}",
         )
         for cost in series
