@@ -88,12 +88,12 @@ def test_guest_threads_share_their_vcpu(shared):
         slices = [part.thread for part in vcpu.thread_slices]
         assert slices[:6] == [0, 1, 2, 0, 1, 2]
         assert all(switch.reason in ("start", "timer") for switch in vcpu.switches)
-    if not RIG:
-        fair = [thread.cpu_ns for vcpu in shared.vcpus for thread in vcpu.threads]
-        by_vcpu = [fair[i : i + THREADS] for i in range(0, len(fair), THREADS)]
-        for cpu_ns in by_vcpu:
-            mean = sum(cpu_ns) / THREADS
-            assert all(abs(ns - mean) <= 0.1 * mean for ns in cpu_ns)
+        if not RIG:
+            used = [thread.cpu_ns for thread in vcpu.threads]
+            mean = sum(used) / THREADS
+            # The host gives the time in slices; on a busy machine it gives few.
+            grain = 3 * metrics.on_pcpu(vcpu).median
+            assert all(abs(ns - mean) <= 0.1 * mean + grain for ns in used)
 
 
 def test_nothing_is_lost_or_damaged(shared):
