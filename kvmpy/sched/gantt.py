@@ -33,12 +33,21 @@ def picture(result: Result, span: Span | None = None) -> Picture:
     pCPU 0       000001111111111100000000000
     """
     start, end = span or window(result)
-    shown = lanes(result, threads=len(result.vcpus) * result.threads <= _MOST_LANES)
+    shown = visible(result)
     caption = (
         f"{_ms(end - start)} of {_ms(result.wall)} ms on {result.module}: vCPUs take turns on a "
         "pCPU, guest threads take turns on a vCPU."
     )
     return Picture(_drawing(shown, start, end), "\n".join(_text(shown, start, end)), caption)
+
+
+def visible(result: Result) -> list[Lane]:
+    """The lanes of the picture: those of guest threads only where there are not too many.
+
+    >>> len(kvmpy.sched.gantt.visible(sched_result))
+    7
+    """
+    return lanes(result, threads=len(result.vcpus) * result.threads <= _MOST_LANES)
 
 
 def _ms(ns: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from ..report import terminal
 from ..report.blocks import Picture
@@ -15,6 +15,9 @@ from .result import Result
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+#: As in pictures, but for the blue, which is hard to read on black.
+_COLOURS: Final = CLASSES | {"lane0": "#4da6e0"}
 
 
 def show(result: Result, series: Sequence[SwitchCost], stream: TextIO) -> None:
@@ -46,7 +49,7 @@ def _in_colour(result: Result, picture: Picture, stream: TextIO) -> None:
     from rich.text import Text
 
     console = Console(file=stream, highlight=False)
-    shown = lanes.lanes(result)
+    shown = gantt.visible(result)
     vcpu = 0
     for i, line in enumerate(picture.text.splitlines()):
         lane = shown[i] if i < len(shown) else None
@@ -69,5 +72,5 @@ def _style(mark: str, lane: lanes.Lane, vcpu: int) -> str:
     if mark in (" ", gantt.NOBODY):
         return "dim"
     owner = gantt.NAMES.index(mark) if lane.level == 0 else vcpu
-    colour = CLASSES[gantt.colour(owner)]
+    colour = _COLOURS[gantt.colour(owner)]
     return f"on {colour} black" if lane.level == 0 else colour

@@ -35,7 +35,7 @@ def tables(result: Result, series: Sequence[SwitchCost] = ()) -> list[Table]:
     >>> [table.title for table in kvmpy.sched.summary.tables(sched_result)][:2]
     ['vCPUs on pCPUs', 'Three sources, in ms']
     """
-    found = [vcpus(result), sources(result), threads(result), gaps(result)]
+    found = [vcpus(result), sources(result), threads(result), gaps(result), statistics(result)]
     return [*found, costs(result, series)] if series else found
 
 
@@ -59,9 +59,9 @@ def vcpus(result: Result) -> Table:
     """The host's level: what each vCPU had of its pCPU.
 
     >>> kvmpy.sched.summary.vcpus(sched_result).rows[0]
-    ('vCPU 0', '0', '57.1%', '4', '4000', '4000', '4000', '11.97', '40')
+    ('vCPU 0', '0', '57.1%', '4', '4000', '4000', '4000', '11.97')
     """
-    header = ("", "pCPU", "share", "slices", "slice us", "p99 us", "away us", "steal ms", "exits")
+    header = ("", "pCPU", "share", "slices", "slice us", "p99 us", "away us", "steal ms")
     rows = tuple(_vcpu_row(vcpu) for vcpu in result.vcpus)
     fairness = ", ".join(
         f"pCPU {pcpu}: {_index(index)}" for pcpu, index in metrics.vcpu_fairness(result).items()
@@ -75,12 +75,11 @@ def vcpus(result: Result) -> Table:
 
 def _vcpu_row(vcpu: Vcpu) -> tuple[str, ...]:
     slices, away = metrics.on_pcpu(vcpu), metrics.gaps(vcpu, "descheduled")
-    exits = vcpu.host.stats.get("exits")
     return (
         f"vCPU {vcpu.id}", ",".join(map(str, vcpu.pcpus)),
         share(slices.total / metrics.seen(vcpu)) if metrics.seen(vcpu) else DASH,
         _count(slices.count), _us(slices.median), _us(slices.p99), _us(away.median),
-        DASH if vcpu.steal is None else f"{vcpu.steal / 1e6:.2f}", _count(exits),
+        DASH if vcpu.steal is None else f"{vcpu.steal / 1e6:.2f}",
     )  # fmt: skip
 
 
@@ -91,30 +90,24 @@ def sources(result: Result) -> Table:
     ('vCPU 0', '16.0', '16.0', '12.0')
     """
     header = (
-        "",
-        "ran: TSC",
-        "schedstat",
-        "waited: TSC",
-        "schedstat",
-        "KVM steal",
-        "in all",
-        "wall",
+        *("", "ran", "schedstat", "waited", "schedstat", "KVM steal"),
+        *("in all", "unseen", "wall"),
     )
-    rows = tuple(
-        (
-            f"vCPU {vcpu.id}",
-            _ms(metrics.on_pcpu(vcpu).total), _ms(vcpu.host.run),
-            _ms(metrics.gaps(vcpu, "descheduled").total), _ms(vcpu.host.delay), _ms(vcpu.steal),
-            _ms(metrics.on_pcpu(vcpu).total + metrics.gaps(vcpu, "descheduled").total),
-            _ms(vcpu.host.end - vcpu.host.begin),
-        )
-        for vcpu in result.vcpus
-    )  # fmt: skip
+    rows = tuple(_source_row(vcpu) for vcpu in result.vcpus)
     notes = (
-        "TSC: seen by the guest; the others: the host's, from before the first entry to after the "
-        "last exit",
+        "ran, waited, in all: by the TSC, as the guest saw it; unseen: before its first and after "
+        "its last sign of life; wall: the host's time for the run",
     )
     return Table("Three sources, in ms", header, rows, notes=notes)
+
+
+def _source_row(vcpu: Vcpu) -> tuple[str, ...]:
+    ran, waited = metrics.on_pcpu(vcpu).total, metrics.gaps(vcpu, "descheduled").total
+    wall = vcpu.host.end - vcpu.host.begin
+    return (
+        f"vCPU {vcpu.id}", _ms(ran), _ms(vcpu.host.run), _ms(waited), _ms(vcpu.host.delay),
+        _ms(vcpu.steal), _ms(ran + waited), _ms(wall - metrics.seen(vcpu)), _ms(wall),
+    )  # fmt: skip
 
 
 def threads(result: Result) -> Table:
@@ -124,7 +117,7 @@ def threads(result: Result) -> Table:
     ('vCPU 0', '71.4', '2', '0', '0', '20.0', '8980', '1.0000', '50.1%', '49.9%')
     """
     header = (
-        *("", "switches/s", "timer", "yield", "exit"),
+        *("", "switch/s", "timer", "yield", "exit"),
         *("ring 0 us", "slice us", "Jain", "most", "least"),
     )
     rows = tuple(_thread_row(vcpu) for vcpu in result.vcpus)
@@ -174,6 +167,28 @@ def gaps(result: Result) -> Table:
         "more that no other thread of this host had",
     )
     return Table("Gaps, by what they were", header, tuple(rows), notes=notes)
+
+
+def statistics(result: Result) -> Table:
+    """What KVM counted: beside the gaps, since each exit is a gap, if mostly too short a one.
+
+    >>> kvmpy.sched.summary.statistics(sched_result).rows[0]
+    ('vCPU 0', '40', '0', '0', '0', '0.0', '0.0')
+    """
+    header = ("", "exits", "host IRQ", "injected", "emulated", "halt ms", "halt poll ms")
+    return Table("KVM's statistics", header, tuple(_statistics_row(vcpu) for vcpu in result.vcpus))
+
+
+def _statistics_row(vcpu: Vcpu) -> tuple[str, ...]:
+    found = vcpu.host.stats
+    if not found:
+        return (f"vCPU {vcpu.id}", *[DASH] * 6)
+    names = ("exits", "irq_exits", "irq_injections", "insn_emulation")
+    polled = found.get("halt_poll_success_ns", 0) + found.get("halt_poll_fail_ns", 0)
+    return (
+        f"vCPU {vcpu.id}", *(_count(found.get(name, 0)) for name in names),
+        _ms(found.get("halt_wait_ns", 0)), _ms(polled),
+    )  # fmt: skip
 
 
 def costs(result: Result, series: Sequence[SwitchCost]) -> Table:
