@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import struct
-import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -29,6 +28,7 @@ from .vcpu_debug import DebugMethods
 from .vcpu_memory import MemoryMethods
 from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
+from .vcpu_thread import ThreadMethods
 from .vcpu_translate import TranslateMethods
 from .xen_methods import XenVcpuMethods
 
@@ -63,6 +63,7 @@ _SYSTEM_EXITS: dict[int, Exit] = {
 }
 _WRITE: int = _lib.SHIM_WRITE
 _ROUTING_ERROR: int = _lib.SHIM_ROUTING_ERROR
+_PLACE_ERROR: int = _lib.SHIM_PLACE_ERROR
 
 _UNLIMITED = (1 << 64) - 1
 _LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
@@ -91,7 +92,7 @@ def _exit_budget(max_exits: int | None) -> int:
 
 class VCPU(
     AnswerMethods, ApicMethods, DebugMethods, DirtyRingMethods, HypervVcpuMethods, MemoryMethods,
-    RunPageMethods, StateMethods, StatsMethods, TranslateMethods, VcpuEnableMethods,
+    RunPageMethods, StateMethods, StatsMethods, ThreadMethods, TranslateMethods, VcpuEnableMethods,
     XenVcpuMethods,
 ):  # fmt: skip
     """A virtual CPU. Made by :meth:`VM.vcpu`.
@@ -99,13 +100,11 @@ class VCPU(
     One thread at a time runs it; any thread may :meth:`kick` or :meth:`close` it.
     """
 
-    def __init__(self, vm: VM, id: int, pin: int | None):
+    def __init__(self, vm: VM, id: int):
         #: The VM it belongs to.
         self.vm = vm
         #: KVM's number for it, which is its APIC id.
         self.id = id
-        self._pin = pin
-        self._pinned_thread = 0
         self._stubs: StubTable | None = None
         fd = ioctls.KVM_CREATE_VCPU(vm.fileno(), id, f"id {id}")
         ioctls.remember_origin(fd, vm.fileno())
@@ -153,8 +152,6 @@ class VCPU(
         if self._debugger is not None and not self._debugger.inside:
             return self._debugger.run(timeout, max_exits)
         regs, sregs = self.regs, self.sregs
-        if self._pin is not None:
-            self._apply_pin()
         nanoseconds, budget = _nanoseconds(timeout), _exit_budget(max_exits)
         handlers = self._bus.handlers
         shim, report = self._shim, self._report
@@ -180,7 +177,8 @@ class VCPU(
                     self._drain_sinks()
                 elif stop == _MSR:
                     self._serve_msr()
-                # else: a signal. Python runs its handlers before the next line.
+                # else: a signal, or a pause, which the next line waits for. Python runs its
+                # handlers first.
                 stop = _shim_resume(shim)
                 regs._fresh = sregs._fresh = False
         except BaseException:
@@ -302,6 +300,8 @@ class VCPU(
             raise OSError(value, os.strerror(value))
         if stop == _ROUTING_ERROR:
             raise ioctls.KVM_SET_GSI_ROUTING.error(self.vm.fileno(), value, "the I/O APIC's pins")
+        if stop == _PLACE_ERROR:
+            raise self._pin_error(self._pin or frozenset(), value)
         if stop == _CLOSED:
             raise ClosedError("the vCPU was closed")
         raise ioctls.KVM_RUN.error(self._fd, value, f"vCPU {self.id}")
@@ -336,13 +336,6 @@ class VCPU(
             drain = getattr(device, "_drain", None)
             if drain is not None:
                 drain()
-
-    def _apply_pin(self) -> None:
-        # The thread's, not the process's: sched_setaffinity(0) is about the calling thread.
-        thread = threading.get_native_id()
-        if thread != self._pinned_thread:
-            os.sched_setaffinity(0, {self._pin or 0})
-            self._pinned_thread = thread
 
     # -- state
 
@@ -564,7 +557,7 @@ class VCPU(
     def __repr__(self) -> str:
         if self.closed:
             return f"<VCPU {self.id}, closed>"
-        pinned = f", pinned to pCPU {self._pin}" if self._pin is not None else ""
+        pinned = f", pinned to pCPU {self._pin_list()}" if self._pin else ""
         return f"<VCPU {self.id} fd {self._fd}{pinned}>"
 
 

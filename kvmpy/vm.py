@@ -32,6 +32,8 @@ from .xen_methods import XenMethods
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .host.topology import Pin
+
 _lib, _ffi = _native.lib, _native.ffi
 
 _supported_cpuid: list[Cpuid] = []
@@ -149,12 +151,13 @@ class VM(
     # -- vCPUs
 
     def vcpu(
-        self, id: int | None = None, *, pin: int | None = None, cpuid: Cpuid | str | None = "host"
+        self, id: int | None = None, *, pin: Pin | None = None, cpuid: Cpuid | str | None = "host"
     ) -> VCPU:
         """KVM_CREATE_VCPU. ``id`` is its APIC id, by default the next one.
 
-        ``pin``: the pCPU that a thread is bound to when it runs this vCPU. Raises PinError if
-        this process may not use it.
+        ``pin``: the pCPUs that a thread is bound to when it runs this vCPU, as for
+        :attr:`VCPU.pin`: ``3``, ``{0, 1}``, ``range(2)``, ``"0-1"``. Raises PinError if this
+        process may not use one of them.
         ``cpuid``: what CPUID shows: "host" for all that KVM supports, made this vCPU's own; a
         Cpuid table; or None to leave it unset.
 
@@ -163,14 +166,16 @@ class VM(
         """
         vcpu_id = len(self._vcpus) if id is None else id
         if pin is not None:
-            from .host.topology import check_pin
+            from .host.topology import check_pins
 
-            check_pin(pin)
+            pin = check_pins(pin)
         if isinstance(cpuid, str):
             if cpuid != "host":
                 raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
             cpuid = host_cpuid(self._kvm, vcpu_id, self.has_irqchip)
-        vcpu = VCPU(self, vcpu_id, pin)
+        vcpu = VCPU(self, vcpu_id)
+        if pin is not None:
+            vcpu.pin = pin
         # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
         if cpuid is not None:
             vcpu.set_cpuid(cpuid)

@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -35,6 +36,7 @@
 
 static HANDLER_TLS struct shim_vcpu *current;
 static HANDLER_TLS int self;
+static HANDLER_TLS int own_slot; /* among the running threads */
 static HANDLER_TLS volatile sig_atomic_t noted; /* a signal found no vCPU on this thread */
 
 /* What a signal handler needs to know of other threads cannot be thread-local: the kernel ids of
@@ -86,6 +88,7 @@ static void on_kick(int signal_number, siginfo_t *info, void *context)
 	if (info->si_code == SI_QUEUE)
 		atomic_store(&vcpu->signalled, info->si_value.sival_int);
 	vcpu->run->immediate_exit = 1;
+	atomic_fetch_add(&vcpu->gate, 1); /* it may be about to wait, not to enter */
 }
 
 /* Async-signal-safe. Signal queues can be full; a plain signal still gets the vCPU out. */
@@ -128,10 +131,12 @@ static void on_forwarded(int number, siginfo_t *info, void *context)
 			syscall(SYS_tgkill, main_thread, main_thread, kick_signal);
 	}
 	/* On this thread KVM_RUN ends with EINTR, and Python gets to run its handler. */
-	if (current)
+	if (current) {
 		current->run->immediate_exit = 1;
-	else
+		atomic_fetch_add(&current->gate, 1);
+	} else {
 		noted = 1;
+	}
 	if (before->sa_flags & SA_SIGINFO)
 		before->sa_sigaction(number, info, context);
 	else
@@ -205,42 +210,77 @@ int shim_kick_signal(void)
  * next run at once; kicks do not add up. */
 void shim_kick(struct shim_vcpu *vcpu)
 {
+	atomic_store(&vcpu->kicked, 1);
+	shim_get_out(vcpu);
+	if (atomic_load(&vcpu->pauses))
+		shim_move_gate(vcpu);
+}
+
+/* What it is to get out for is to be seen before this. */
+void shim_get_out(struct shim_vcpu *vcpu)
+{
 	int thread;
 
-	atomic_store(&vcpu->kicked, 1);
 	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	thread = atomic_load(&vcpu->thread);
 	if (thread)
 		syscall(SYS_tgkill, getpid(), thread, kick_signal);
 }
 
-/* The thread takes the vCPU: from here on kicks and timers reach it. -EBUSY: another has it. */
-int shim_kick_enter(struct shim_vcpu *vcpu)
+/* From here on signals to this thread are about the vCPU. */
+static void attend(struct shim_vcpu *vcpu)
 {
-	int expected = 0, slot;
+	int slot;
 
-	if (!atomic_compare_exchange_strong(&vcpu->thread, &expected, shim_kick_thread()))
-		return -EBUSY;
 	current = vcpu;
 	for (slot = 0; slot < MAX_RUNNING; slot++) {
-		expected = 0;
+		int expected = 0;
+
 		if (atomic_compare_exchange_strong(&running[slot], &expected, self))
 			break;
 	}
-	vcpu->slot = slot;
+	own_slot = slot;
 	/* Beyond MAX_RUNNING threads Ctrl-C reaches the main thread only. */
 	for (int end = atomic_load(&running_end); slot < MAX_RUNNING && slot >= end;)
 		if (atomic_compare_exchange_weak(&running_end, &end, slot + 1))
 			break;
+}
+
+void shim_kick_ignore(void)
+{
+	if (own_slot < MAX_RUNNING)
+		atomic_store(&running[own_slot], 0);
+	current = NULL;
+}
+
+/* The thread takes the vCPU: from here on kicks and timers reach it. -EBUSY: another has it. */
+int shim_kick_enter(struct shim_vcpu *vcpu)
+{
+	int expected = 0;
+
+	if (!atomic_compare_exchange_strong(&vcpu->thread, &expected, shim_kick_thread()))
+		return -EBUSY;
+	attend(vcpu);
 	return 0;
 }
 
 void shim_kick_leave(struct shim_vcpu *vcpu)
 {
-	if (vcpu->slot < MAX_RUNNING)
-		atomic_store(&running[vcpu->slot], 0);
-	current = NULL;
+	shim_kick_ignore();
 	atomic_store(&vcpu->thread, 0);
+}
+
+/* The thread waits for the vCPU, which others may take meanwhile: signals are to end the wait. True
+ * if one came before. */
+bool shim_kick_attend(struct shim_vcpu *vcpu)
+{
+	bool was_noted;
+
+	shim_kick_thread();
+	attend(vcpu);
+	was_noted = noted;
+	noted = 0;
+	return was_noted;
 }
 
 /* Looking at a signal's action costs a system call: a handler for one of those that do not end runs
@@ -312,6 +352,12 @@ int shim_kick_arm(struct shim_vcpu *vcpu)
 		return -errno;
 	vcpu->armed_for = at;
 	return 0;
+}
+
+/* As ps and top show it; 15 bytes of it. */
+void shim_name_thread(const char *name)
+{
+	prctl(PR_SET_NAME, name);
 }
 
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument)

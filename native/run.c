@@ -89,44 +89,41 @@ static int kvm_run(struct shim_vcpu *vcpu)
 static void lower_flag(struct shim_vcpu *vcpu)
 {
 	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	if (atomic_load(&vcpu->kicked) || atomic_load(&vcpu->signalled))
+	if (atomic_load(&vcpu->kicked) || atomic_load(&vcpu->signalled) ||
+	    atomic_load(&vcpu->pauses))
 		__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+}
+
+static int flush(struct shim_vcpu *vcpu)
+{
+	int error = shim_bus_flush(vcpu->bus);
+
+	/* From now, not from before the wait: the guest is to get on meanwhile. */
+	vcpu->flush_at = error == -EAGAIN ? shim_now() + SHIM_FLUSH_NS : 0;
+	if (error && error != -EAGAIN) {
+		vcpu->report.value = -error;
+		return SHIM_SINK_ERROR;
+	}
+	shim_kick_arm(vcpu);
+	return SHIM_CONTINUE;
 }
 
 /* KVM_RUN gave EINTR: who wanted it? */
 static int interrupted(struct shim_vcpu *vcpu)
 {
-	int64_t now;
+	bool paused;
+	int stop;
 
 	__atomic_store_n(&vcpu->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 	vcpu->pending = SHIM_PENDING_NONE; /* it is completed before the flag is looked at */
-	if (atomic_load(&vcpu->closed))
-		return SHIM_CLOSED;
-	if (atomic_exchange(&vcpu->kicked, 0)) {
-		vcpu->report.value = 0;
-		return SHIM_KICKED;
-	}
-	vcpu->report.value = atomic_exchange(&vcpu->signalled, 0);
-	if (vcpu->report.value)
-		return SHIM_KICKED;
-	if (!vcpu->deadline && !vcpu->flush_at)
-		return SHIM_SIGNAL;
-	now = shim_now();
-	if (vcpu->deadline && now >= vcpu->deadline)
-		return SHIM_TIMEOUT;
-	if (vcpu->flush_at && now >= vcpu->flush_at) {
-		int error = shim_bus_flush(vcpu->bus);
-
-		/* From now, not from before the wait: the guest is to get on meanwhile. */
-		vcpu->flush_at = error == -EAGAIN ? shim_now() + SHIM_FLUSH_NS : 0;
-		if (error && error != -EAGAIN) {
-			vcpu->report.value = -error;
-			return SHIM_SINK_ERROR;
-		}
-		shim_kick_arm(vcpu);
-		return SHIM_CONTINUE;
-	}
-	return SHIM_SIGNAL;
+	stop = shim_ending(vcpu);
+	if (stop != SHIM_CONTINUE)
+		return stop;
+	paused = atomic_load(&vcpu->pauses); /* the output is not to wait for its end */
+	if (!vcpu->flush_at || (!paused && shim_now() < vcpu->flush_at))
+		return paused ? SHIM_PAUSED : SHIM_SIGNAL;
+	stop = flush(vcpu);
+	return stop == SHIM_CONTINUE && paused ? SHIM_PAUSED : stop;
 }
 
 static int failed(struct shim_vcpu *vcpu, int error)
@@ -262,6 +259,12 @@ static bool is_resumable(int stop)
 	return stop < SHIM_EXIT;
 }
 
+/* Not about an exit. */
+static bool is_interruption(int stop)
+{
+	return stop == SHIM_SIGNAL || stop == SHIM_PAUSED;
+}
+
 /* Deadlines can pass while Python has the exit; our signal finds no vCPU on the thread then. */
 static void overdue(struct shim_vcpu *vcpu)
 {
@@ -275,6 +278,16 @@ static void overdue(struct shim_vcpu *vcpu)
 		vcpu->run->immediate_exit = 1; /* finishes the pending access, then EINTR */
 }
 
+/* The run is over. Its thread's id goes first: nobody is to take it for the next one's. */
+static void end(struct shim_vcpu *vcpu)
+{
+	atomic_store_explicit(&vcpu->parked, 0, memory_order_release);
+	atomic_store_explicit(&vcpu->owner, 0, memory_order_release);
+	atomic_store(&vcpu->active, 0);
+	if (unlikely(atomic_load(&vcpu->pauses)))
+		shim_move_gate(vcpu);
+}
+
 static void wind_up(struct shim_vcpu *vcpu)
 {
 	int error = shim_bus_flush(vcpu->bus);
@@ -286,7 +299,7 @@ static void wind_up(struct shim_vcpu *vcpu)
 	if (vcpu->armed_for && !atomic_load(&vcpu->closed))
 		shim_kick_arm(vcpu);
 	vcpu->flush_error = error == -EAGAIN ? 0 : error;
-	atomic_store(&vcpu->active, 0);
+	end(vcpu);
 }
 
 static int enter(struct shim_vcpu *vcpu)
@@ -328,6 +341,10 @@ static int leave(struct shim_vcpu *vcpu, int stop)
 	if (!is_resumable(stop))
 		wind_up(vcpu);
 	shim_kick_leave(vcpu);
+	if (unlikely(stop == SHIM_PAUSED)) {
+		atomic_store(&vcpu->parked, 1);
+		shim_move_gate(vcpu);
+	}
 	return stop;
 }
 
@@ -348,9 +365,15 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 	if (atomic_exchange(&vcpu->active, 1))
 		return SHIM_BUSY;
 	atomic_store(&vcpu->owner, shim_kick_thread());
+	error = shim_take_place(vcpu);
+	if (unlikely(error)) {
+		end(vcpu);
+		vcpu->report.value = -error;
+		return SHIM_PLACE_ERROR;
+	}
 	error = enter(vcpu);
 	if (error) {
-		atomic_store(&vcpu->active, 0);
+		end(vcpu);
 		return refused(vcpu, error);
 	}
 	account_caller(vcpu);
@@ -360,6 +383,8 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 	vcpu->exits_left = max_exits;
 	vcpu->deadline = timeout_ns < 0 ? 0 : shim_now() + timeout_ns;
 	error = vcpu->deadline ? shim_kick_arm(vcpu) : 0;
+	if (unlikely(atomic_load(&vcpu->pauses)) && !error)
+		return leave(vcpu, SHIM_PAUSED);
 	return leave(vcpu, error ? refused(vcpu, error) : loop(vcpu));
 }
 
@@ -374,28 +399,50 @@ static void settle_element(struct shim_vcpu *vcpu)
 	vcpu->pending = SHIM_PENDING_COMPLETE;
 }
 
-/* After SHIM_ACCESS or SHIM_MSR of a read, report.value is its answer. */
-int shim_resume(struct shim_vcpu *vcpu)
+/* The run has the vCPU again. */
+static int resume(struct shim_vcpu *vcpu)
 {
-	int error = enter(vcpu), stop = SHIM_CONTINUE;
+	int stop = SHIM_CONTINUE;
 
-	if (error) {
-		shim_coalesced_end(vcpu);
-		atomic_store(&vcpu->active, 0);
-		return refused(vcpu, error);
-	}
 	account_caller(vcpu);
 	if (vcpu->stop == SHIM_ACCESS)
 		settle_element(vcpu);
 	else if (vcpu->stop == SHIM_MSR)
 		shim_reply(vcpu, vcpu->report.value); /* unless the handler has refused */
-	if (vcpu->stop != SHIM_RING && vcpu->stop != SHIM_SIGNAL)
+	if (vcpu->stop != SHIM_RING && !is_interruption(vcpu->stop))
 		vcpu->element++; /* that one is done; a full ring has not taken it yet */
-	if (vcpu->stop != SHIM_SIGNAL && vcpu->element < vcpu->elements)
+	if (!is_interruption(vcpu->stop) && vcpu->element < vcpu->elements)
 		stop = shim_dispatch(vcpu, vcpu->element);
 	overdue(vcpu);
 	shim_kick_recall(vcpu);
 	return leave(vcpu, stop == SHIM_CONTINUE ? loop(vcpu) : stop);
+}
+
+/* After SHIM_ACCESS or SHIM_MSR of a read, report.value is its answer. */
+int shim_resume(struct shim_vcpu *vcpu)
+{
+	int stop = SHIM_CONTINUE, error;
+
+	if (unlikely(vcpu->stop == SHIM_PAUSED)) {
+		stop = shim_park(vcpu);
+		if (stop == SHIM_PAUSED)
+			return stop;
+	}
+	error = enter(vcpu);
+	if (error) {
+		shim_coalesced_end(vcpu);
+		end(vcpu);
+		return refused(vcpu, error);
+	}
+	if (unlikely(vcpu->stop == SHIM_PAUSED)) {
+		atomic_store(&vcpu->parked, 0); /* whoever asks from here on waits */
+		vcpu->returned_at = vcpu->left_at = 0; /* the pause is nobody's time */
+		if (stop == SHIM_CONTINUE && atomic_load(&vcpu->pauses))
+			stop = SHIM_PAUSED;
+		if (stop != SHIM_CONTINUE)
+			return leave(vcpu, stop);
+	}
+	return resume(vcpu);
 }
 
 /* Ends a run that a handler's exception leaves; what it did not answer reads as all ones. */
@@ -439,7 +486,8 @@ static int exclusively(struct shim_vcpu *vcpu, int (*action)(struct shim_vcpu *,
 {
 	int result;
 
-	if (atomic_load(&vcpu->active) && atomic_load(&vcpu->owner) != shim_kick_thread())
+	if (atomic_load(&vcpu->active) && atomic_load(&vcpu->owner) != shim_kick_thread() &&
+	    !atomic_load(&vcpu->parked))
 		return -EBUSY; /* also while that run is in a handler */
 	result = enter(vcpu);
 	if (result)

@@ -6,6 +6,8 @@
  *   exits.c     kvm_run's union, laid flat for Python
  *   replies.c   the answers to exits that are no access: MSRs, hypercalls
  *   kick.c      getting a vCPU out of the guest: flag + directed signal, timeouts, Ctrl-C
+ *   pause.c     keeping it out for a while
+ *   place.c     the pCPUs its thread may use, and the thread's scheduling
  *   dispatch.c  which port or guest physical address belongs to whom
  *   coalesce.c  KVM's ring of coalesced writes
  *   sink.c      where a device's output bytes go
@@ -40,6 +42,7 @@ enum shim_stop {
 	SHIM_DRAIN = 2,  /* a sink without a file descriptor is full */
 	SHIM_SIGNAL = 3, /* a signal that is not ours arrived: let Python run its handlers */
 	SHIM_MSR = 4,    /* a Python handler owns the MSR report.address: as SHIM_ACCESS */
+	SHIM_PAUSED = 5, /* kept out of the guest: shim_resume() waits; signals meanwhile as above */
 
 	SHIM_EXIT = 8,        /* an exit nobody claimed: kvm_run describes it */
 	SHIM_KICKED = 9,      /* shim_kick(); report.value is the signal's number when a signal did it */
@@ -53,6 +56,7 @@ enum shim_stop {
 	SHIM_SYSTEM = 17,     /* the guest ended the machine: report.value is an enum shim_system */
 	SHIM_WRITE = 18,      /* a coalesced write nobody claimed: report.*, handler 1 for MMIO */
 	SHIM_ROUTING_ERROR = 19, /* KVM_SET_GSI_ROUTING failed with -report.value */
+	SHIM_PLACE_ERROR = 20,   /* the thread cannot be put on the vCPU's pCPUs: -report.value */
 };
 #define SHIM_CONTINUE (-1) /* from a device: handled, go on */
 
@@ -76,6 +80,7 @@ enum shim_pending {
 };
 
 #define SHIM_EXIT_REASONS 64
+#define SHIM_PLACE_SIZE 1024 /* bytes: CONFIG_NR_CPUS is 8192 at most */
 
 struct shim_vcpu;
 
@@ -269,9 +274,17 @@ struct shim_vcpu {
 	_Atomic int closed;
 	_Atomic int active; /* a run is under way, in C or in a Python handler */
 	_Atomic int thread; /* in C with this vCPU, 0: none. Kickers read it. */
-	_Atomic int owner;  /* the thread whose run is under way */
+	_Atomic int owner;  /* the thread whose run is under way, 0 for a moment at its ends */
 	_Atomic int kicked;
 	_Atomic int signalled; /* set by our handler, on this thread: number of the signal */
+
+	_Atomic int pauses;    /* asked for and not taken back */
+	_Atomic int parked;    /* a run is under way, paused: others may see to the registers */
+	_Atomic uint32_t gate; /* a futex: moves when anything happens that a wait could be for */
+
+	_Atomic uint64_t place; /* the number of its place, 0: none was ever given */
+	uint64_t places;        /* given so far */
+	uint8_t mask[SHIM_PLACE_SIZE];
 
 	struct shim_report report;
 	int stop;                   /* the last one */
@@ -301,7 +314,6 @@ struct shim_vcpu {
 	timer_t timer;
 	int timer_thread; /* the thread the timer signals, 0: no timer yet */
 	struct shim_sink *stalled; /* is full: the guest waits for its reader */
-	int slot;         /* among the running threads */
 
 	struct shim_record *ring;
 	uint64_t ring_size, ring_length;
@@ -338,6 +350,21 @@ int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
 int shim_complete(struct shim_vcpu *vcpu);
 int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
 
+/* ------------------------------------------------------------------ pause.c, place.c */
+
+void shim_move_gate(struct shim_vcpu *vcpu);
+int shim_ending(struct shim_vcpu *vcpu);
+void shim_pause(struct shim_vcpu *vcpu);
+unsigned shim_unpause(struct shim_vcpu *const *vcpus, unsigned count);
+int shim_pause_wait(struct shim_vcpu *vcpu, int64_t until, bool in_a_run);
+unsigned shim_pauses(const struct shim_vcpu *vcpu);
+int shim_park(struct shim_vcpu *vcpu);
+int shim_thread(const struct shim_vcpu *vcpu);
+int shim_place(struct shim_vcpu *vcpu, const uint8_t *mask, unsigned length);
+int shim_take_place(struct shim_vcpu *vcpu);
+int shim_set_scheduling(int thread, const int64_t *words);
+int shim_get_scheduling(int thread, int64_t *words);
+
 /* ------------------------------------------------------------------ registers.c */
 
 int shim_hand_over_registers(struct shim_vcpu *vcpu);
@@ -373,6 +400,10 @@ int shim_kick_init(void);
 int shim_kick_thread(void);
 int shim_kick_signal(void);
 void shim_kick(struct shim_vcpu *vcpu);
+void shim_get_out(struct shim_vcpu *vcpu);
+bool shim_kick_attend(struct shim_vcpu *vcpu);
+void shim_kick_ignore(void);
+void shim_name_thread(const char *name);
 int shim_kick_enter(struct shim_vcpu *vcpu);
 void shim_kick_leave(struct shim_vcpu *vcpu);
 int shim_kick_arm(struct shim_vcpu *vcpu);

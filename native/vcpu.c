@@ -58,6 +58,8 @@ int shim_vcpu_close(struct shim_vcpu *vcpu)
 		shim_kick(vcpu);
 		nanosleep(&pause, NULL);
 	}
+	if (atomic_load(&vcpu->pauses))
+		shim_move_gate(vcpu);
 	if (vcpu->timer_thread)
 		timer_delete(vcpu->timer);
 	vcpu->timer_thread = 0;

@@ -1,13 +1,17 @@
 /*
- * Kicks at random moments: none may be lost.
+ * Kicks at random moments: none may be lost. And pauses: no guest may move in one.
  *
- *     kick_stress [KICKS [SEED]]
+ *     kick_stress [KICKS [SEED [PAUSES]]]
  *
  * One thread runs a guest that never exits by itself; the other kicks it, waits for the run to end,
  * and kicks again after a random while: before the run, while it is being entered, in the guest,
  * while it leaves. A kick that is lost leaves the guest spinning: a watchdog then tells where.
  *
- * On the real KVM. The guest is `1: jmp 1b` in 64-bit ring 3, which every module runs natively.
+ * With PAUSES, that many come before each kick: once a pause is acknowledged, the counter that the
+ * guest increments stands still until it is taken back.
+ *
+ * On the real KVM. The guest is `1: incq COUNTER; jmp 1b` in 64-bit ring 3, which every module runs
+ * natively.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,6 +29,7 @@
 
 #define MEMORY (1 << 20)
 #define CODE 0x8000
+#define COUNTER 0xa000
 #define LOST_AFTER_S 30
 
 #define NEED(call)                                                                             \
@@ -55,7 +60,7 @@ static void enter_ring_3(int fd, uint8_t *memory)
 	struct kvm_sregs sregs;
 
 	pml4[0] = 0x2007, pdpt[0] = 0x3007, pd[0] = 0x87;
-	memcpy(memory + CODE, "\xeb\xfe", 2);
+	memcpy(memory + CODE, "\x48\xff\x04\x25\x00\xa0\x00\x00\xeb\xf6", 10);
 	NEED(ioctl(fd, KVM_GET_SREGS, &sregs));
 	sregs.cs = segment(0x33, 11, true);
 	sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = segment(0x2b, 3, false);
@@ -81,7 +86,7 @@ static void *run_until_all_are_done(void *nothing)
 	while (atomic_load(&ended) < total) {
 		int stop = shim_run(vcpu, -1, UINT64_MAX);
 
-		while (stop == SHIM_SIGNAL) /* an echo of the kick before */
+		while (stop == SHIM_SIGNAL || stop == SHIM_PAUSED) /* or an echo of the kick before */
 			stop = shim_resume(vcpu);
 		if (stop != SHIM_KICKED) {
 			fprintf(stderr, "run %lu ended with %d, value %llu\n", ended, stop,
@@ -114,9 +119,42 @@ static void spin(unsigned iterations)
 		;
 }
 
+static void pause_once(volatile uint64_t *counter, unsigned dice)
+{
+	uint64_t before;
+	int result;
+
+	shim_pause(vcpu);
+	do
+		result = shim_pause_wait(vcpu, shim_now() + LOST_AFTER_S * 1000000000LL, false);
+	while (result == -EINTR);
+	if (result) {
+		fprintf(stderr, "a pause was lost\n");
+		_exit(1);
+	}
+	before = *counter;
+	spin(dice % 4096);
+	result = dice & 1 << 19 ? shim_sync(vcpu, KVM_SYNC_X86_REGS) : 0;
+	if (*counter != before || (result && result != -EBUSY)) { /* a run may just begin */
+		fprintf(stderr, "in a pause: counter %+lld, registers %d\n",
+			(long long)(*counter - before), result);
+		_exit(1);
+	}
+	shim_unpause(&vcpu, 1);
+	/* Every other time the guest gets to move; else the next pause may find it still waiting. */
+	for (unsigned i = 0; dice & 1 << 18 && *counter == before; i++)
+		if (i == LOST_AFTER_S * 100000) {
+			fprintf(stderr, "a pause that was taken back goes on\n");
+			_exit(1);
+		} else if (i > 1000) {
+			usleep(10);
+		}
+}
+
 int main(int argc, char **argv)
 {
 	unsigned seed = argc > 2 ? strtoul(argv[2], NULL, 0) : 1;
+	unsigned long pauses = argc > 3 ? strtoul(argv[3], NULL, 0) : 0;
 	struct shim_bus *bus = shim_bus_new();
 	struct kvm_userspace_memory_region slot = { .memory_size = MEMORY };
 	pthread_t runner, watchdog;
@@ -153,6 +191,10 @@ int main(int argc, char **argv)
 			usleep(dice % 200);
 		else
 			spin(dice % (dice & 1 << 20 ? 1024 : 16384));
+		for (unsigned long i = 0; i < pauses; i++) {
+			pause_once((uint64_t *)(memory + COUNTER), dice = rand_r(&seed) >> 4);
+			spin(dice % (dice & 1 << 20 ? 64 : 16384));
+		}
 		shim_kick(vcpu);
 		/* A short wait is spun through, so that the next kick can be early; a long one is
 		 * slept through, so that the runner gets this CPU if there is no other. */
