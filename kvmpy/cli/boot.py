@@ -69,17 +69,14 @@ def _address(text: str) -> int:
     return value
 
 
-def _pins(text: str) -> list[int]:
-    from ..host.topology import check_pin
+def _pins(text: str) -> frozenset[int] | list[frozenset[int]]:
+    from ..host.topology import check_pins
 
     try:
-        cpus = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a CPU") from None
-    try:
-        return [check_pin(cpu) for cpu in cpus]
+        pins = [check_pins(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    return pins[0] if len(pins) == 1 else pins
 
 
 def _pattern(text: str) -> re.Pattern[bytes]:
@@ -153,7 +150,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--expect", type=_pattern, metavar="REGEX",
         help="succeed as soon as the serial port has printed this; fail if the guest ends first",
     )  # fmt: skip
-    add("--pin", type=_pins, metavar="CPU[,CPU...]", help="host CPU for each vCPU's thread")
+    add(
+        "--pin", type=_pins, metavar="CPUS[,CPUS...]",
+        help="host CPU (2) or CPUs (0-3) for all vCPUs' threads; with commas for each in turn",
+    )  # fmt: skip
     add("--stats", action="store_true", help="exits by reason, count and time, on stderr")
     add("--json", action="store_true", help="one JSON object on stdout, serial output inside")
 

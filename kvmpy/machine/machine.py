@@ -20,6 +20,7 @@ from ..boot.files import content
 from ..errors import ClosedError, StillRunningError
 from ..exits import Exit
 from ..stats import RunStats
+from ..vcpu_thread import pause_all, resume_all
 from ..vm import VM
 from ..x86.modes import Mode
 from .console import Console
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..cpuid import Cpuid
     from ..cpuid_edit import MaskedFeature
     from ..devices.virtio import VirtioDevice
+    from ..host.topology import Pin
     from ..memory import Backing
     from ..vcpu import VCPU
 
@@ -71,8 +73,8 @@ class Machine:
 
     ``output``: descriptor for the serial port and the debug console; None keeps their output in
     ``serial.output``, or gives the serial port to :attr:`console`. ``console_log``: a file's path,
-    or a descriptor, for all that the console gets. ``pin``: the pCPU of the vCPU's thread, or one
-    for each vCPU.
+    or a descriptor, for all that the console gets. ``pin``: the pCPUs of the vCPUs' threads, as
+    for :attr:`VCPU.pin`: a number, set or text for all of them; a list or tuple with one for each.
 
     Raises ImageError for a bad image, KvmUnavailableError without KVM.
 
@@ -100,7 +102,7 @@ class Machine:
         cpuid: str = "",
         output: int | None = None,
         console_log: str | os.PathLike[str] | int | None = None,
-        pin: int | Sequence[int] | None = None,
+        pin: Pin | Sequence[Pin] | None = None,
     ):
         self._output, self._console_log = output, console_log
         self._console: ScriptConsole | None = None
@@ -151,7 +153,7 @@ class Machine:
             )
             undo.pop_all()
 
-    def _make_cpus(self, count: int, changes: str, pins: Sequence[int | None]) -> tuple[VCPU, ...]:
+    def _make_cpus(self, count: int, changes: str, pins: Sequence[Pin | None]) -> tuple[VCPU, ...]:
         table, lapic = self._host_cpuid(changes), self.vm.has_irqchip
         cpus = tuple(
             self.vm.vcpu(number, pin=pin, cpuid=table.for_vcpu(number, count, lapic=lapic))
@@ -352,6 +354,26 @@ class Machine:
             f"a handler has held a vCPU for {timeout:g} s: it cannot be stopped"
         )
 
+    def pause(self, timeout: float = 5.0) -> bool:
+        """Have all vCPUs out of the guest until :meth:`resume`, as :meth:`VCPU.pause`. The guest's
+        clocks go on, and what its devices do by themselves does.
+
+        >>> with kvmpy.Machine(kvmpy.asm("1: jmp 1b", 16), format="flat", memory="2M") as m:
+        ...     m.start()
+        ...     m.pause(), hex(m.cpu.regs.rip), m.resume()
+        (True, '0x7c00', None)
+        """
+        return pause_all(self.cpus, timeout)
+
+    def resume(self) -> None:
+        """Take a :meth:`pause` back. Raises RuntimeError if there is none.
+
+        >>> with kvmpy.Machine(kvmpy.asm("hlt", 16), format="flat", memory="2M") as m:
+        ...     m.pause(), m.resume()
+        (True, None)
+        """
+        resume_all(self.cpus)
+
     @property
     def running(self) -> bool:
         """Whether a guest that :meth:`start` started has not ended yet.
@@ -467,12 +489,11 @@ class Machine:
         self.close()
 
 
-def _pins(pin: int | Sequence[int] | None, cpus: int) -> Sequence[int | None]:
+def _pins(pin: Pin | Sequence[Pin] | None, cpus: int) -> Sequence[frozenset[int] | None]:
     if cpus < 1:
         raise ValueError(f"cpus={cpus}: a machine has 1 or more")
     if pin is None:
         return (None,) * cpus
-    pins = (pin,) if isinstance(pin, int) else tuple(pin)
-    if len(pins) != cpus:
-        raise ValueError(f"pin={pin!r}: give one pCPU for each of {cpus} vCPUs")
-    return pins
+    from ..host.topology import check_pins_of
+
+    return check_pins_of(pin, cpus)
