@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import kvmpy
-from bench import calls, exits, processes, views
+from bench import calls, exits, processes, scaling, views
 from bench.rows import Row, table
 from kvmpy.host.backend import Verdict, verdict
 
@@ -65,6 +65,8 @@ def _measure(quick: bool) -> tuple[list[Row], int | None]:
         rows += calls.call_rows(rounds=50 * scale)
         _progress("import")
         rows += processes.import_rows(rounds=8 * scale)
+    _progress("vCPUs beside Python")
+    rows += scaling.scaling_rows(rounds=8 * scale)
     _progress("boot")
     return rows + processes.boot_rows(rounds=4 * scale), cpu
 
