@@ -501,12 +501,19 @@ class VCPU(
         >>> [type(exit).__name__ for _, exit in zip(range(2), cpu)], cpu.run_stats["IO"]
         (['IoOut', 'Hlt'], 1)
         """
-        shim = self._shim
-        counts = _ffi.unpack(shim.exits, _lib.SHIM_EXIT_REASONS)
-        times = _ffi.unpack(shim.handling_ns, _lib.SHIM_EXIT_REASONS)
-        if not shim.timing:
+        seen = self._shim.counters
+        counts = _ffi.unpack(seen.exits, _lib.SHIM_EXIT_REASONS)
+        times = _ffi.unpack(seen.handling_ns, _lib.SHIM_EXIT_REASONS)
+        if not self._shim.timing:
             return RunStats.of(counts, times, None)
-        return RunStats.of(counts, times, shim.guest_ns, shim.python_ns)
+        return RunStats.of(counts, times, seen.guest_ns, seen.python_ns)
+
+    def _count_in(self, counters: Any, memory: Any) -> None:
+        """Count in a ``struct shim_counters`` in ``memory``, which this vCPU keeps from now on."""
+        counters.id = self.id
+        if _lib.shim_vcpu_count_in(self._shim, counters):
+            raise ioctls.KVM_RUN.error(self._fd, errno.EBUSY, f"vCPU {self.id}")
+        self._counters = memory
 
     # -- life
 

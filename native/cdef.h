@@ -148,6 +148,16 @@ void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 struct shim_record { uint64_t address, value, size, tsc; };
 struct shim_report { uint64_t handler, address, size, is_write, value; };
+struct shim_counters {
+    uint64_t exits[...];
+    uint64_t handling_ns[...];
+    uint64_t guest_ns, python_ns, runs;
+    uint32_t running;
+    int32_t thread;
+    uint32_t id;
+    ...;
+};
+struct shim_published { uint32_t ended; ...; };
 struct shim_vcpu {
     int fd;
     struct kvm_run *run;
@@ -163,9 +173,7 @@ struct shim_vcpu {
     struct shim_record *ring;
     uint64_t ring_size, ring_length;
     bool timing;
-    uint64_t exits[...];
-    uint64_t handling_ns[...];
-    uint64_t guest_ns, python_ns;
+    struct shim_counters *counters;
     int64_t returned_at, left_at;
     int64_t first_exit_at;
     ...;
@@ -175,6 +183,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 int shim_vcpu_close(struct shim_vcpu *vcpu);
 void shim_vcpu_free(struct shim_vcpu *vcpu);
 int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
+int shim_vcpu_count_in(struct shim_vcpu *vcpu, struct shim_counters *counters);
 int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries);
 unsigned shim_dirty_harvest(struct shim_vcpu *vcpu, uint64_t *words, unsigned room);
 int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits);
@@ -201,6 +210,12 @@ int shim_get_scheduling(int thread, int64_t *words);
 void shim_name_thread(const char *name);
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
 int shim_ioctl_with(int fd, unsigned long request, void *argument);
+struct shim_published *shim_published_map(int fd, size_t size, int *error);
+void shim_published_unmap(struct shim_published *published, size_t size);
+struct shim_handout;
+int shim_handout_open(struct shim_handout **handout, const uint8_t *name, size_t name_length,
+                      const uint8_t *message, size_t length, const int *fds, unsigned fd_count);
+void shim_handout_close(struct shim_handout *handout);
 void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 uint64_t shim_tsc(void);
 void shim_spin(uint32_t rounds);

@@ -16,7 +16,7 @@
 static void account_handling(struct shim_vcpu *vcpu, int64_t now)
 {
 	if (vcpu->returned_at)
-		vcpu->handling_ns[vcpu->returned_with] += now - vcpu->returned_at;
+		vcpu->counters->handling_ns[vcpu->returned_with] += now - vcpu->returned_at;
 	vcpu->returned_at = 0;
 }
 
@@ -30,7 +30,7 @@ static int timed_kvm_run(struct shim_vcpu *vcpu)
 	saved = errno;
 	vcpu->returned_at = shim_now();
 	vcpu->returned_with = result < 0 ? 0 : vcpu->run->exit_reason % SHIM_EXIT_REASONS;
-	vcpu->guest_ns += vcpu->returned_at - before;
+	vcpu->counters->guest_ns += vcpu->returned_at - before;
 	errno = saved;
 	return result;
 }
@@ -229,7 +229,7 @@ static int step(struct shim_vcpu *vcpu)
 		return failed(vcpu, result);
 	vcpu->entered = true;
 	vcpu->pending = SHIM_PENDING_NONE;
-	vcpu->exits[vcpu->run->exit_reason % SHIM_EXIT_REASONS]++;
+	vcpu->counters->exits[vcpu->run->exit_reason % SHIM_EXIT_REASONS]++;
 	if (unlikely(!vcpu->first_exit_at))
 		vcpu->first_exit_at = shim_now();
 	vcpu->exits_left--;
@@ -299,6 +299,7 @@ static void wind_up(struct shim_vcpu *vcpu)
 	if (vcpu->armed_for && !atomic_load(&vcpu->closed))
 		shim_kick_arm(vcpu);
 	vcpu->flush_error = error == -EAGAIN ? 0 : error;
+	vcpu->counters->running = 0;
 	end(vcpu);
 }
 
@@ -328,7 +329,7 @@ static void account_caller(struct shim_vcpu *vcpu)
 	if (likely(!vcpu->timing))
 		return;
 	if (vcpu->left_at)
-		vcpu->python_ns += shim_now() - vcpu->left_at;
+		vcpu->counters->python_ns += shim_now() - vcpu->left_at;
 	vcpu->left_at = 0;
 }
 
@@ -376,6 +377,9 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 		end(vcpu);
 		return refused(vcpu, error);
 	}
+	vcpu->counters->thread = shim_kick_thread();
+	vcpu->counters->runs++;
+	vcpu->counters->running = 1;
 	account_caller(vcpu);
 	shim_kick_forward();
 	shim_kick_recall(vcpu);

@@ -264,6 +264,27 @@ struct shim_report {
 	uint64_t value; /* of a write; of a read: Python puts the answer here */
 };
 
+/* What others may look at while the vCPU runs: in the vCPU, or in memory that another process maps
+ * (kvmpy/machine/publish.py). Written by the thread that runs the vCPU alone. */
+struct shim_counters {
+	uint64_t exits[SHIM_EXIT_REASONS];
+	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
+	uint64_t guest_ns;                       /* inside KVM_RUN */
+	uint64_t python_ns;                      /* of handling_ns, outside the shim */
+	uint64_t runs;
+	uint32_t running; /* a run is under way, in C or in a Python handler */
+	int32_t thread;   /* of the last run */
+	uint32_t id;      /* KVM's number for the vCPU, if published */
+	uint32_t unused[7]; /* no cache line is shared with the next vCPU */
+};
+
+/* Such memory: the counters of one machine's vCPUs. */
+struct shim_published {
+	uint32_t ended;
+	uint32_t unused[15];
+	struct shim_counters vcpus[];
+};
+
 struct shim_vcpu {
 	int fd;
 	struct kvm_run *run;
@@ -322,10 +343,7 @@ struct shim_vcpu {
 	uint32_t dirty_entries, dirty_next;
 
 	bool timing;
-	uint64_t exits[SHIM_EXIT_REASONS];
-	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
-	uint64_t guest_ns;                       /* inside KVM_RUN */
-	uint64_t python_ns;                      /* of handling_ns, outside the shim */
+	struct shim_counters *counters, own_counters;
 	int64_t returned_at, left_at;
 	int64_t first_exit_at; /* CLOCK_MONOTONIC ns, 0: none yet */
 	uint32_t returned_with;
@@ -336,6 +354,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 int shim_vcpu_close(struct shim_vcpu *vcpu);
 void shim_vcpu_free(struct shim_vcpu *vcpu);
 int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
+int shim_vcpu_count_in(struct shim_vcpu *vcpu, struct shim_counters *counters);
 
 static inline bool shim_wanted_out(const struct shim_vcpu *vcpu)
 {
@@ -413,6 +432,15 @@ int64_t shim_now(void);
 
 int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
 int shim_ioctl_with(int fd, unsigned long request, void *argument);
+
+/* ------------------------------------------------------------------ handout.c */
+
+struct shim_published *shim_published_map(int fd, size_t size, int *error);
+void shim_published_unmap(struct shim_published *published, size_t size);
+struct shim_handout;
+int shim_handout_open(struct shim_handout **handout, const uint8_t *name, size_t name_length,
+		      const uint8_t *message, size_t length, const int *fds, unsigned fd_count);
+void shim_handout_close(struct shim_handout *handout);
 
 /* ------------------------------------------------------------------ cpu.c */
 

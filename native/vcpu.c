@@ -37,6 +37,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 	vcpu->run = run;
 	vcpu->run_size = run_size;
 	vcpu->bus = bus;
+	vcpu->counters = &vcpu->own_counters;
 	vcpu->sync_supported = sync_supported;
 	vcpu->shadow = (struct kvm_sync_regs *)(vcpu + 1);
 	vcpu->regs = sync_supported ? &vcpu->run->s.regs : vcpu->shadow + 1;
@@ -92,5 +93,19 @@ int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records)
 	if (!vcpu->ring)
 		return -ENOMEM;
 	vcpu->ring_size = records;
+	return 0;
+}
+
+/* Count in memory that lives as long as the vCPU does. -EBUSY: it is running. */
+int shim_vcpu_count_in(struct shim_vcpu *vcpu, struct shim_counters *counters)
+{
+	uint32_t id = counters->id;
+
+	if (atomic_exchange(&vcpu->active, 1))
+		return -EBUSY;
+	*counters = *vcpu->counters;
+	counters->id = id;
+	vcpu->counters = counters;
+	atomic_store(&vcpu->active, 0);
 	return 0;
 }

@@ -28,6 +28,7 @@ from .expect import Receiver, ScriptConsole
 from .outcome import Outcome, judge
 from .output import printable
 from .pc import Pc, stand_in_for_firmware
+from .publish import WatchMethods
 from .threads import Ending as ThreadEnding, VcpuThreads
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ _APIC_ENABLE = 1 << 11  # of IA32_APIC_BASE
 _RNG_SEED = 32
 
 
-class Machine:
+class Machine(WatchMethods):
     """Loads ``kernel`` and runs it: :meth:`run` in the calling thread, or :meth:`start`,
     :attr:`console` and :meth:`wait` for a script beside it.
 
@@ -142,6 +143,10 @@ class Machine:
                 modules=modules, load_address=load_address, mode=mode, acpi_rsdp=rsdp,
                 rng_seed=os.urandom(_RNG_SEED) if format == "linux" else b"",
             )  # fmt: skip
+            #: What ``kvmpy top`` calls it: the kernel's file, or what it is.
+            self.name = self.loaded.description
+            if isinstance(kernel, (str, os.PathLike)):
+                self.name = os.path.basename(os.fspath(kernel))
             self.masked: tuple[MaskedFeature, ...] = ()
             #: All vCPUs; the first is the bootstrap processor.
             self.cpus = self._make_cpus(cpus, cpuid, pins)
@@ -193,6 +198,7 @@ class Machine:
         >>> with kvmpy.Machine(end, format="flat", memory="2M") as m: m.run(timeout=60).status
         3
         """
+        self._publish()
         start = self._started_at = time.monotonic()
         console = None if stdin is None else Console(terminal or self.serial, stdin, self._kick)
         try:
@@ -288,6 +294,7 @@ class Machine:
                 raise ClosedError("this machine is closed")
             if self._threads is not None:
                 raise RuntimeError("this machine has been started before")
+            self._publish()
             self._threads = threads
             threads.start()
 
@@ -474,6 +481,7 @@ class Machine:
         try:
             self.stop()
         finally:
+            self._unpublish()
             self.pc.disconnect()
             self.vm.close()  # ends a run that stop() could not, as soon as its handler returns
             if not self.running:

@@ -100,7 +100,7 @@ static void owners_get_their_writes_in_order_and_first(void)
 	CHECK_EQUAL(shim_resume(vcpu), SHIM_EXIT);
 	CHECK(!strcmp(trace, "acf"));
 	CHECK_EQUAL(counter.writes, 1);
-	CHECK_EQUAL(vcpu->exits[KVM_EXIT_MMIO], 1);
+	CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_MMIO], 1);
 	CHECK_EQUAL(fake.runs, 2);
 	end();
 }
@@ -143,7 +143,7 @@ static void wrap_around(void)
 		CHECK_EQUAL(traced, n);
 		CHECK(!memcmp(trace, letters, n));
 		CHECK_EQUAL(coalesced_ring()->first, coalesced_ring()->last);
-		CHECK_EQUAL(vcpu->exits[KVM_EXIT_MMIO], 3); /* each time 169 filled it */
+		CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_MMIO], 3); /* each time 169 filled it */
 		end();
 	}
 }
@@ -365,11 +365,11 @@ static void an_exit_waits_for_writes_in_other_hands(void)
 		usleep(100);
 	usleep(20000);
 	CHECK(vcpu->active);
-	CHECK_EQUAL(vcpu->exits[5], 0);
+	CHECK_EQUAL(vcpu->counters->exits[5], 0);
 	bus->feeder = 0;
 	pthread_join(thread, NULL);
 	CHECK_EQUAL(other_stop, SHIM_EXIT);
-	CHECK_EQUAL(vcpu->exits[5], 1);
+	CHECK_EQUAL(vcpu->counters->exits[5], 1);
 	end();
 }
 

@@ -159,8 +159,8 @@ static void c_devices(void)
 	CHECK_EQUAL(run(), SHIM_EXIT);
 	CHECK(!memcmp(written, "abcdefghijklABCDEFGH", 20));
 	CHECK(!memcmp(fake.read, "\x01\xff\x01\xff\x03", 5));
-	CHECK_EQUAL(vcpu->exits[KVM_EXIT_IO], 2);
-	CHECK_EQUAL(vcpu->exits[KVM_EXIT_MMIO], 2);
+	CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_IO], 2);
+	CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_MMIO], 2);
 	end();
 }
 
@@ -205,7 +205,7 @@ static void fragments(void)
 		CHECK_EQUAL(shim_answer(vcpu, (const uint8_t *)"defgh", 5), 0);
 		CHECK_EQUAL(run(), SHIM_EXIT);
 		CHECK(!memcmp(fake.read, "abcdefgh", 8));
-		CHECK_EQUAL(vcpu->exits[KVM_EXIT_MMIO], 2);
+		CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_MMIO], 2);
 		end();
 	}
 }
@@ -294,7 +294,7 @@ static void eintr_of_a_foreign_signal(void)
 	begin(script, ALL_SYNC);
 	vcpu->run->exit_reason = KVM_EXIT_MMIO; /* stale, and full of lies */
 	CHECK_EQUAL(run(), SHIM_SIGNAL);
-	CHECK_EQUAL(vcpu->exits[KVM_EXIT_MMIO], 0);
+	CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_MMIO], 0);
 	CHECK_EQUAL(shim_resume(vcpu), SHIM_EXIT);
 	CHECK_EQUAL(vcpu->run->exit_reason, 5);
 	end();

@@ -289,7 +289,7 @@ static void eois_of_lapics(void)
 	CHECK_EQUAL(run(), SHIM_EXIT);
 	CHECK_EQUAL(vcpu->run->exit_reason, KVM_EXIT_HLT);
 	CHECK_EQUAL(fake.msis, 3);
-	CHECK_EQUAL(vcpu->exits[KVM_EXIT_IOAPIC_EOI], 2);
+	CHECK_EQUAL(vcpu->counters->exits[KVM_EXIT_IOAPIC_EOI], 2);
 	shim_bus_set_ioapic(bus, NULL);
 	CHECK_EQUAL(run(), SHIM_EXIT);
 	CHECK_EQUAL(vcpu->run->exit_reason, KVM_EXIT_IOAPIC_EOI);

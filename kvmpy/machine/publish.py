@@ -1,0 +1,167 @@
+"""Being seen by ``kvmpy top``: a running machine publishes its vCPUs to this user's processes.
+
+Who connects to the machine's socket (its name is abstract and has our process id, so that it can
+be found in /proc/net/unix) is handed memory in which the vCPUs count, and the descriptors of KVM's
+statistics. It reads all else from /proc. So being watched takes no part of the guest's time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from .. import _native, ioctls
+from ..errors import KvmpyError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ..vcpu import VCPU
+    from ..vm import VM
+    from ..watch import Watch
+
+_lib, _ffi = _native.lib, _native.ffi
+
+#: Before a machine's process id and a number of its own in the name of its socket.
+SOCKET_PREFIX = "kvmpy.machine/"
+MAGIC = b"kvmpytop"
+#: Of the greeting and of the memory behind it (struct shim_published).
+FORMAT = 1
+#: Magic, format, whether there are statistics, vCPUs, bytes of a vCPU's counters, bytes of guest
+#: memory; behind it the machine's name.
+GREETING = struct.Struct("=8sHHIIQ")
+LONGEST_NAME = 200
+HEADER_SIZE: int = _ffi.sizeof("struct shim_published")
+RECORD_SIZE: int = _ffi.sizeof("struct shim_counters")
+#: The memory never shrinks under a reader's feet, and readers cannot write.
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10 | fcntl.F_SEAL_SEAL  # F_SEAL_FUTURE_WRITE
+
+
+class Publication:
+    """One machine, seen from now until :meth:`close`. Its vCPUs must not be running yet.
+
+    Raises OSError without descriptors or memory to spare; KvmIoctlError.
+
+    >>> one = kvmpy.machine.publish.Publication(vm, [cpu], "an example")
+    >>> [machine.name for machine in kvmpy.watch.machines() if machine.socket == one.socket]
+    ['an example']
+    >>> one.close()
+    """
+
+    def __init__(self, vm: VM, cpus: Sequence[VCPU], name: str):
+        self._process = os.getpid()
+        #: The socket's name, without the zero byte before it.
+        self.socket = f"{SOCKET_PREFIX}{self._process}/{os.urandom(4).hex()}"
+        with ExitStack() as undo:
+            fds = [os.memfd_create("kvmpy-machine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)]
+            undo.callback(_close_all, fds)
+            size = HEADER_SIZE + len(cpus) * RECORD_SIZE
+            os.ftruncate(fds[0], size)
+            self._header = _mapped(fds[0], size)
+            fcntl.fcntl(fds[0], fcntl.F_ADD_SEALS, SEALS)
+            _collect_statistics(cpus, fds)
+            first = _ffi.cast("char *", self._header) + HEADER_SIZE
+            for number, cpu in enumerate(cpus):
+                at = first + number * RECORD_SIZE
+                cpu._count_in(_ffi.cast("struct shim_counters *", at), self._header)
+            greeting = GREETING.pack(
+                MAGIC, FORMAT, len(fds) > 1, len(cpus), RECORD_SIZE, vm.memory.size
+            )
+            label = name.encode("utf-8", "replace")[:LONGEST_NAME]
+            self._handout: Any = _hand_out(self.socket, greeting + label, fds)
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        """Not seen any more. The vCPUs go on counting where they do.
+
+        >>> one = kvmpy.machine.publish.Publication(vm, [cpu], "an example")
+        >>> one.close()
+        >>> [machine for machine in kvmpy.watch.machines() if machine.socket == one.socket]
+        []
+        """
+        handout, self._handout = self._handout, None
+        if handout is None:
+            return
+        if self._process == os.getpid():  # the memory is shared with a parent, too
+            self._header.ended = 1
+        _lib.shim_handout_close(handout)
+        self._undo.close()
+
+
+def _mapped(fd: int, size: int) -> Any:
+    error = _ffi.new("int *")
+    memory = _lib.shim_published_map(fd, size, error)
+    if error[0]:
+        raise OSError(-error[0], os.strerror(-error[0]))
+    return _ffi.gc(memory, lambda memory: _lib.shim_published_unmap(memory, size))
+
+
+def _collect_statistics(cpus: Sequence[VCPU], fds: list[int]) -> None:
+    """Before the vCPUs run: a running one has KVM_GET_STATS_FD wait until it stops."""
+    try:
+        for cpu in cpus:
+            fds.append(ioctls.KVM_GET_STATS_FD(cpu.fileno()))
+    except UnsupportedError:  # before Linux 5.14: there are none, of any vCPU
+        pass
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _hand_out(socket: str, message: bytes, fds: Sequence[int]) -> Any:
+    result = _ffi.new("struct shim_handout **")
+    name = socket.encode()
+    error = _lib.shim_handout_open(
+        result, name, len(name), message, len(message), list(fds), len(fds)
+    )
+    if error:
+        raise OSError(-error, os.strerror(-error), f"the socket @{socket}")
+    return result[0]
+
+
+class WatchMethods:
+    """The part of a Machine that is seen by others."""
+
+    _publication: Publication | None = None
+    _unseen_because: Exception | None = None
+
+    if TYPE_CHECKING:
+        vm: VM
+        cpus: tuple[VCPU, ...]
+        name: str
+
+    def _publish(self) -> None:
+        """A guest is not to fail because nobody can look at it: :meth:`watch` says why."""
+        if self._publication is None and self._unseen_because is None:
+            try:
+                self._publication = Publication(self.vm, self.cpus, self.name)
+            except (OSError, KvmpyError) as error:
+                self._unseen_because = error
+
+    def _unpublish(self) -> None:
+        publication, self._publication = self._publication, None
+        if publication is not None:
+            publication.close()
+
+    def watch(self) -> Watch:
+        """What the vCPUs do, sample by sample: a :class:`kvmpy.watch.Watch` of this machine alone.
+
+        Raises UnsupportedError, with the reason, when the machine could not be published.
+
+        >>> with kvmpy.Machine(kvmpy.asm("1: jmp 1b", 16), format="flat", memory="2M") as m:
+        ...     m.start()
+        ...     with m.watch() as watch:
+        ...         machine, = watch.sample().machines
+        ...         [vcpu.id for vcpu in machine.vcpus]
+        [0]
+        """
+        from ..watch import Watch
+
+        self._publish()
+        if self._publication is None:
+            raise UnsupportedError(f"this machine cannot be watched: {self._unseen_because}")
+        return Watch(os.getpid(), socket=self._publication.socket)
