@@ -32,7 +32,10 @@ _LEFT_OUT = (
     *("kvmpy.state.codec", "kvmpy.state.host", "kvmpy.state.msr_list"),
     *("kvmpy.state.reset", "kvmpy.state.transfer"),
 )
-_INSIDES = ("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge")
+_INSIDES = (
+    *("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge"),
+    *("kvmpy.watch.find.Peer", "kvmpy.watch.find.listed"),
+)
 #: Of cffi's structures, which do not leave the package.
 _FOR_C = ("from_c", "fill", "to_c")
 _READY_MADE = ("kvm", "vm", "cpu", "memory", "report", "sched_result")

@@ -15,7 +15,7 @@ OTHERS = {"psutil", "rich"}
 OWN = {
     "binary_stats", "boot", "cli", "cpuid_diff", "cpuid_edit", "cpuid_features", "cpuid_topology",
     "debugging", "devices", "differences", "enabling", "explain", "guests", "host", "irqchips",
-    "machine", "msr_names", "msr_values", "routing", "sched", "state", "stepping", "xen",
+    "machine", "msr_names", "msr_values", "routing", "sched", "state", "stepping", "watch", "xen",
 }  # fmt: skip
 
 
