@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "what system calls in a guest and VM exits cost; compare two runs",
     "lab": "CPU virtualization, live: experiments that explain what they see",
     "sched": "vCPUs that share pCPUs, guest threads that share vCPUs: who ran when",
+    "top": "what each vCPU of this user's machines does now, live",
     "info": "what this host's KVM offers",
     "doctor": "can this host run guests, and if not, what to do",
 }
