@@ -177,12 +177,15 @@ def _packets(connection: socket.socket, deadline: float, fds: list[int]) -> Iter
             raise PeerError(f"it has not told of its machine within {_PATIENCE:g} s")
         connection.settimeout(left)
         try:
-            data, more, flags, _ = socket.recv_fds(
-                connection, longest, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
+            # socket.recv_fds() has no use for its flags.
+            data, control, flags, _ = connection.recvmsg(
+                longest, socket.CMSG_SPACE(4 * _MOST_FDS), socket.MSG_CMSG_CLOEXEC
             )
         except TimeoutError:
             continue
-        fds += more
+        for level, kind, raw in control:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise PeerError("it sends more than a machine has to say, or we lack descriptors")
         if not data:
