@@ -175,8 +175,11 @@ int shim_handout_open(struct shim_handout **result, const uint8_t *name, size_t 
 
 	if (!handout)
 		return -ENOMEM;
-	memcpy(handout->fds, fds, fd_count * sizeof(*fds));
-	handout->message = memcpy(handout->fds + fd_count, message, length);
+	if (fd_count)
+		memcpy(handout->fds, fds, fd_count * sizeof(*fds));
+	handout->message = (uint8_t *)(handout->fds + fd_count);
+	if (length)
+		memcpy(handout->fds + fd_count, message, length);
 	handout->length = length;
 	handout->fd_count = fd_count;
 	handout->process = getpid();

@@ -12,11 +12,11 @@ SCRIPTED = "-Wl,--wrap=ioctl"
 
 
 @pytest.mark.parametrize(
-    "name", ["coalesce", "dirty", "dispatch", "ioapic", "platform", "replies", "uart"]
+    "name", ["coalesce", "dirty", "dispatch", "handout", "ioapic", "platform", "replies", "uart"]
 )
 def test_native(native_program, name):
-    """Coalesced writes; dirty ring; run loop, dispatch, kicks, registers, sinks; I/O APIC; platform
-    devices; answers to MSRs and hypercalls; 16550."""
+    """Coalesced writes; dirty ring; run loop, dispatch, kicks, registers, sinks; what is handed to
+    who watches; I/O APIC; platform devices; answers to MSRs and hypercalls; 16550."""
     result = native_program(f"{name}_test.c", SCRIPTED)()
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"{name}: ok\n"
