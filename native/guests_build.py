@@ -22,6 +22,8 @@ GUESTS = {
     "sched.S": ("-m64", "elf_x86_64", "exports.ld", "sched.bin"),
     "lab-deprivilege.S": ("-m32", "elf_i386", "exports.ld", "lab-deprivilege.bin"),
     "lab-store.S": ("-m64", "elf_x86_64", "exports.ld", "lab-store.bin"),
+    "lab-svm.S": ("-m64", "elf_x86_64", "exports.ld", "lab-svm.bin"),
+    "lab-vmx.S": ("-m64", "elf_x86_64", "exports.ld", "lab-vmx.bin"),
     "syscall-long64.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-long64.bin"),
     "syscall-compat32.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-compat32.bin"),
     "syscall-legacy32.S": ("-m32", "elf_i386", "exports.ld", "syscall-legacy32.bin"),
