@@ -35,6 +35,7 @@ _INSTRUCTIONS: Final = {
     b"\x0f\xa2": "cpuid",
     b"\x0f\x32": "rdmsr",
     b"\x0f\x30": "wrmsr",
+    b"\xe6": "out",
     b"\xf4": "hlt",
 }
 
