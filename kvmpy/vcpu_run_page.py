@@ -63,6 +63,24 @@ class RunPageMethods:
         return bool(self._page().ready_for_interrupt_injection)
 
     @property
+    def run_tsc(self) -> tuple[int, int]:
+        """The host's TSC right before the last KVM_RUN and right after it, in ticks, taken in C
+        from :meth:`measure` on; zeros before.
+
+        Looking at registers may run once more, to finish the last exit's instruction.
+
+        >>> vm.load(kvmpy.asm("hlt"), at=0x1000)
+        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
+        >>> cpu.measure()
+        >>> exit = cpu.run(timeout=5)
+        >>> before, after = cpu.run_tsc
+        >>> 0 < before < after
+        True
+        """
+        self._open()
+        return self._shim.entry_tsc, self._shim.exit_tsc
+
+    @property
     def if_flag(self) -> bool:
         """RFLAGS.IF at the last exit, without a system call.
 

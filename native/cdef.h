@@ -176,6 +176,7 @@ struct shim_vcpu {
     struct shim_counters *counters;
     int64_t returned_at, left_at;
     int64_t first_exit_at;
+    uint64_t entry_tsc, exit_tsc;
     ...;
 };
 struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,

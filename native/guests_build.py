@@ -24,6 +24,7 @@ GUESTS = {
     "lab-store.S": ("-m64", "elf_x86_64", "exports.ld", "lab-store.bin"),
     "lab-svm.S": ("-m64", "elf_x86_64", "exports.ld", "lab-svm.bin"),
     "lab-vmx.S": ("-m64", "elf_x86_64", "exports.ld", "lab-vmx.bin"),
+    "lab-timeline.S": ("-m64", "elf_x86_64", "exports.ld", "lab-timeline.bin"),
     "syscall-long64.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-long64.bin"),
     "syscall-compat32.S": ("-m64", "elf_x86_64", "exports.ld", "syscall-compat32.bin"),
     "syscall-legacy32.S": ("-m32", "elf_i386", "exports.ld", "syscall-legacy32.bin"),

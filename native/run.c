@@ -20,14 +20,25 @@ static void account_handling(struct shim_vcpu *vcpu, int64_t now)
 	vcpu->returned_at = 0;
 }
 
+/* Nothing before finishes after it, nothing behind starts before it. */
+static uint64_t tsc_now(void)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("lfence; rdtsc; lfence" : "=a"(low), "=d"(high) : : "memory");
+	return (uint64_t)high << 32 | low;
+}
+
 static int timed_kvm_run(struct shim_vcpu *vcpu)
 {
 	int64_t before = shim_now();
 	int result, saved;
 
 	account_handling(vcpu, before);
+	vcpu->entry_tsc = tsc_now();
 	result = ioctl(vcpu->fd, KVM_RUN, 0);
 	saved = errno;
+	vcpu->exit_tsc = tsc_now();
 	vcpu->returned_at = shim_now();
 	vcpu->returned_with = result < 0 ? 0 : vcpu->run->exit_reason % SHIM_EXIT_REASONS;
 	vcpu->counters->guest_ns += vcpu->returned_at - before;

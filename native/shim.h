@@ -347,6 +347,7 @@ struct shim_vcpu {
 	int64_t returned_at, left_at;
 	int64_t first_exit_at; /* CLOCK_MONOTONIC ns, 0: none yet */
 	uint32_t returned_with;
+	uint64_t entry_tsc, exit_tsc; /* around the last KVM_RUN that was timed */
 };
 
 struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
