@@ -258,6 +258,17 @@ class Watch:
     def _times(self) -> dict[int, CpuTime]:
         return cpu_times(self._system.text("/proc/stat") or "")
 
+    def steal(self) -> float | None:
+        """The share of the pCPU's time, 0 to 1, that the hypervisor below took since the watch was
+        made (of the worst one's, if not pinned); None where no tick has passed.
+
+        >>> (kvmpy.host.disturbance.Watch(cpu=0).steal() or 0.0) < 1
+        True
+        """
+        found = shares(self._before, self._times())
+        watched = found.keys() if self._cpu is None else {self._cpu} & found.keys()
+        return max((found[cpu][1] for cpu in watched), default=None)
+
     def seen(self) -> tuple[Disturbance, ...]:
         """Time stolen from the pCPU (or from any, if not pinned), and a busy SMT sibling, since
         the watch was made.

@@ -136,6 +136,13 @@ def test_pinning() -> None:
 
 
 class TestWatch:
+    def test_steal_is_the_share_of_the_run(self) -> None:
+        stats = [QUIET[0], stat((0, 100, 0), (0, 60, 40))]
+        assert Watch(1, FakeHost(stats)).steal() == 0.4
+        assert Watch(0, FakeHost(stats)).steal() == 0
+        assert Watch(None, FakeHost(stats)).steal() == 0.4
+        assert Watch(0, FakeHost([QUIET[0]])).steal() is None
+
     def test_steal_and_sibling_during_the_run(self) -> None:
         host = FakeHost([stat((0, 0, 0), (0, 0, 0)), stat((900, 50, 50), (300, 700, 0))])
         seen = {item.name: item.finding for item in Watch(0, host).seen()}
