@@ -222,6 +222,7 @@ uint64_t shim_tsc(void);
 void shim_spin(uint32_t rounds);
 void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks);
 uint32_t shim_spin_ticks(uint32_t rounds);
+int shim_count_guest(uint32_t type, uint64_t config);
 
 struct shim_host_try {
 	int32_t signal;

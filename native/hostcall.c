@@ -1,4 +1,11 @@
-/* The host's own system calls, timed as bench/syscall.py times a guest's. */
+/* What the benchmarks need of the host: its own system calls, timed as bench/syscall.py times a
+ * guest's, and the CPU's counter of core cycles. */
+#include <errno.h>
+#include <linux/perf_event.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "shim.h"
 
 
@@ -46,4 +53,23 @@ uint32_t shim_spin_ticks(uint32_t rounds)
 
 	shim_spin(rounds);
 	return stamp_end() - start;
+}
+
+/* A descriptor that counts `config` of `type` (perf_event_open(2)) for this thread while it runs a
+ * guest; read() gives the count, or nothing if the CPU had no counter free. -errno if there is
+ * none to be had. */
+int shim_count_guest(uint32_t type, uint64_t config)
+{
+	struct perf_event_attr attr;
+	long fd;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.size = sizeof(attr);
+	attr.type = type;
+	attr.config = config;
+	attr.pinned = 1; /* all of the time or not at all: a share would have to be guessed */
+	attr.exclude_host = 1;
+	attr.exclude_hv = 1;
+	fd = syscall(SYS_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+	return fd < 0 ? -errno : (int)fd;
 }

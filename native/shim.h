@@ -450,6 +450,7 @@ void shim_spin(uint32_t rounds);
 uint64_t shim_tsc(void);
 uint32_t shim_spin_ticks(uint32_t rounds);
 void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks);
+int shim_count_guest(uint32_t type, uint64_t config);
 
 /* ------------------------------------------------------------------ hosttry.c */
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .. import __version__
 from ..errors import KvmpyError
-from ..host import backend, cpu, topology
+from ..host import backend, cpu, disturbance, topology
+from ..host.system import System
+from .counters import run_delay
 from .record import Disclosure
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
 
+#: Called before anything is measured with what disturbs here.
+Warned = Callable[[Sequence[disturbance.Disturbance]], None] | None
+
+_WAITING: Final = 0.01  # share of a run
 _INVARIANT_TSC: Final = 1 << 8  # CPUID 80000007h, EDX
 _SYSFS: Final = Path("/sys/devices/system/cpu")
 
@@ -137,28 +144,63 @@ def _tsc_scaling(vcpu: VCPU) -> bool | None:
     return bool(vcpu.vm.check_extension("TSC_CONTROL"))
 
 
-def warnings(verdict: backend.Verdict, pinned_cpu: int | None) -> tuple[str, ...]:
-    """What of this host makes figures mean less, a sentence each.
+class _Unbound(System):
+    """The system as it was before this thread was bound to one pCPU."""
+
+    def __init__(self, allowed: frozenset[int]):
+        self._allowed = allowed
+
+    def allowed_cpus(self) -> frozenset[int]:
+        return self._allowed
+
+
+class Surroundings:
+    """What disturbs a run on this host (:mod:`kvmpy.host.disturbance`): looked for when it is made,
+    before the run, and while the run is under way.
+
+    ``allowed``: pCPUs that the process could use before its thread was bound to one of them.
+    ``warned``: called now with what was found, if there is anything.
 
     >>> verdict = kvmpy.host.backend.verdict()
-    >>> isinstance(kvmpy.bench.disclosure.warnings(verdict, 0), tuple)
+    >>> around = kvmpy.bench.disclosure.Surroundings(verdict, 0, frozenset({0, 1}))
+    >>> all(isinstance(text, str) for text in around.warnings())
     True
     """
-    found = []
-    if verdict.emulator:
-        found.append(
-            f"This host's CPU is emulated by {verdict.emulator}: time is virtual, and no figure "
-            "here is one of hardware."
-        )
-    elif verdict.nested:
-        found.append(
-            "This host is a virtual machine itself: its own host's exits are in all times."
-        )
-    if verdict.ring0 == "emulated":
-        found.append(
-            f"{verdict.module} interprets ring 0: rows that cross it measure KVM's instruction "
-            "emulator."
-        )
-    if pinned_cpu is None:
-        found.append("The thread could not be bound to one pCPU.")
-    return tuple(found)
+
+    def __init__(
+        self,
+        verdict: backend.Verdict,
+        pinned_cpu: int | None,
+        allowed: frozenset[int],
+        warned: Warned = None,
+    ):
+        self._found = disturbance.examine(verdict, pinned_cpu, _Unbound(allowed))
+        if warned and self._found:
+            warned(self._found)
+        self._watch = disturbance.Watch(pinned_cpu)
+        self._started, self._waited = time.monotonic(), run_delay()
+
+    def warnings(self) -> tuple[str, ...]:
+        """All that was found, and what was seen since, a sentence or two each.
+
+        >>> verdict = kvmpy.host.backend.verdict()
+        >>> around = kvmpy.bench.disclosure.Surroundings(verdict, None, frozenset({0}))
+        >>> isinstance(around.warnings(), tuple)
+        True
+        """
+        seen = [*map(str, self._found), *map(str, self._watch.seen())]
+        waited = run_delay().get("run_delay_ns", 0) - self._waited.get("run_delay_ns", 0)
+        share = waited / 1e9 / max(1e-9, time.monotonic() - self._started)
+        if share > _WAITING:
+            seen.append(f"waiting: other threads had this one's pCPU for {share:.1%} of the run.")
+        return tuple(dict.fromkeys(seen))
+
+    def steal(self) -> float | None:
+        """Share of the pCPU's time, 0 to 1, that was stolen since; None if unknown.
+
+        >>> verdict = kvmpy.host.backend.verdict()
+        >>> around = kvmpy.bench.disclosure.Surroundings(verdict, 0, frozenset({0}))
+        >>> (around.steal() or 0.0) < 1
+        True
+        """
+        return self._watch.steal()

@@ -1,13 +1,14 @@
 """What leaving the guest costs, rung by rung: from CPUID, which KVM answers itself, to Python.
 
-The guest times itself (native/guests/exit-ladder.S). Where the time goes is told by the shim's
-clocks, in a run of its own, since they cost time: "kernel" is what KVM_RUN took, hardware's share
-and the guest's own instructions in it; "shim" and "python" what passed until the next entry.
+The guest times itself (native/guests/exit-ladder.S), in batches of at most 50 us where an exit is
+that quick. Where the time goes is told by the shim's clocks, in batches of their own, since clocks
+cost time: "kernel" is what KVM_RUN took, hardware's share and the guest's own instructions in it;
+"shim" and "python" what passed until the next entry. They are differences of a batch and one twice
+as long, so that the exit that ends a batch is in none.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import struct
@@ -23,19 +24,22 @@ from ..exits import ExitLimit, Hlt
 from ..guests import image
 from ..host import backend
 from ..host.cpu import identify
+from ..host.topology import allowed_cpus
 from ..stats import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
 from . import counters, disclosure, hostcall, references
 from .failures import GuestFailed, describe
+from .judgement import VIRTUAL_LABEL
 from .record import Canary, Kind, Report, Row
 from .syscall import Progress
 
-BATCH_SECONDS: Final = 1e-3
+BATCH_SECONDS: Final = 50e-6
 _MOST_REPEATS: Final = 32
 _MEMORY: Final = 4 << 20
 _AHEAD_SECONDS: Final = 200e-6
 _TIMEOUT: Final = 2.0
+_SPLIT_REPEATS: Final = 16
 _WHOLE: Final = ("empty", "hlt-wake")  # what is not made of parts
 
 
@@ -80,10 +84,11 @@ def ways() -> tuple[Way, ...]:
 class _Plan:
     vms: int
     batches: int
+    splits: int
 
 
-_QUICK: Final = _Plan(vms=3, batches=20)
-_FULL: Final = _Plan(vms=10, batches=200)
+_QUICK: Final = _Plan(vms=5, batches=50, splits=5)
+_FULL: Final = _Plan(vms=10, batches=200, splits=10)
 
 
 _Split = dict[str, float]  # ns a call, by part
@@ -155,24 +160,30 @@ class _Guest:
         raw = self.vm.memory.read(self.image["RECORDS"] + size, size * count)
         return struct.unpack(f"<{words * count}i", raw), counted
 
-    def splits(self, count: int, repeats: int) -> list[_Split]:
-        """Where the time goes, for each of ``count`` batches that the shim times."""
-        self._start(repeats, 4 * (count + 1))
-        found = []
-        for _ in range(count):
-            self.cpu.measure()
-            before = self.cpu.run_stats
-            self._run(1, repeats)
-            after = self.cpu.run_stats
-            python = (after.python_ns or 0) - (before.python_ns or 0)
-            parts = {
-                "kernel": (after.guest_ns or 0) - (before.guest_ns or 0),
-                "shim": _handling(after) - _handling(before) - python,
-                "python": python,
-            }
-            found.append({part: ns / (repeats * self.calls) for part, ns in parts.items()})
+    def split(self, count: int) -> _Split:
+        """Where the time goes, by ``count`` pairs of batches that the shim times, one twice as long
+        as the other. Of each kind the quickest counts, which is the least disturbed."""
+        self._start(_SPLIT_REPEATS, 4 * (2 * count + 1))
+        pairs = [
+            (self._timed(_SPLIT_REPEATS), self._timed(2 * _SPLIT_REPEATS)) for _ in range(count)
+        ]
         self.cpu.measure(False)
-        return found
+        short, long = (min(some, key=_total) for some in zip(*pairs, strict=True))
+        calls = _SPLIT_REPEATS * self.calls
+        return {part: (long[part] - short[part]) / calls for part in short}
+
+    def _timed(self, repeats: int) -> _Split:
+        self._poke("REPEATS", repeats)
+        self.cpu.measure()
+        before = self.cpu.run_stats
+        self._run(1, repeats)
+        after = self.cpu.run_stats
+        python = (after.python_ns or 0) - (before.python_ns or 0)
+        return {
+            "kernel": (after.guest_ns or 0) - (before.guest_ns or 0),
+            "shim": _handling(after) - _handling(before) - python,
+            "python": python,
+        }
 
     def _start(self, repeats: int, size: int) -> None:
         """Enter the guest, its memory for ``size`` bytes of times touched; the first batch is run
@@ -180,19 +191,24 @@ class _Guest:
         timer = {self.image["VECTOR_TIMER"]: self.image["timer"]}
         self.cpu.enter(Mode.LONG_64, rip=self.image[f"loop.{self.way.loop}"], handlers=timer)
         ahead = int((disclosure.tsc_khz(self.cpu) or 1_000_000) * 1e3 * _AHEAD_SECONDS)
-        for name, value in (("REPEATS", repeats), ("AHEAD", ahead)):
-            self.vm.load(value.to_bytes(4, "little"), at=self.image[name])
+        self._poke("REPEATS", repeats)
+        self._poke("AHEAD", ahead)
         self.vm.load(bytes(size), at=self.image["RECORDS"])
-        self._run(1, repeats)
+        self._run(1, repeats, timeout=_TIMEOUT)
 
-    def _run(self, count: int, repeats: int) -> None:
+    def _poke(self, name: str, value: int) -> None:
+        self.vm.load(value.to_bytes(4, "little"), at=self.image[name])
+
+    def _run(self, count: int, repeats: int, timeout: float | None = None) -> None:
+        """``timeout``: of each HLT. Later ones, of a guest that has halted before, do without: to
+        arm a timer would cost more than the exit."""
         if self.way.loop != "hlt":
             served = repeats * self.calls if self.way.user else 0
             self._expect(ExitLimit, count * (served + 1))
             return
         for _ in range(count):
             for _ in range(repeats * self.calls):
-                self._expect(Hlt, 1, timeout=None)  # arming a timer would cost more than the exit
+                self._expect(Hlt, 1, timeout)
             self._expect(ExitLimit, 1)
 
     def _expect(self, kind: type[object], exits: int, timeout: float | None = _TIMEOUT) -> None:
@@ -204,6 +220,10 @@ class _Guest:
 def _take(address: int, size: int, value: int | None) -> int | None:
     """The Python handler: as little as one can do."""
     return 0 if value is None else None
+
+
+def _total(split: _Split) -> float:
+    return sum(split.values())
 
 
 def _handling(stats: RunStats) -> int:
@@ -242,16 +262,14 @@ class _Run:
                 repeats = self.repeats.get(way) or self._tune(guest)
                 self.repeats[way] = repeats
                 words, counted = guest.batches(self.plan.batches, repeats)
-                splits = []
-                if way.path not in _WHOLE:
-                    splits = guest.splits(max(5, self.plan.batches // 4), repeats)
+                split = None if way.path in _WHOLE else guest.split(self.plan.splits)
         except GuestFailed as error:
             self.failed[way] = error
         except (KvmIoctlError, UnsupportedError) as error:
             self.failed[way] = GuestFailed(str(error))
         else:
             self._add(way, vm, repeats, words, counted)
-            self.splits.setdefault(way, []).extend(splits)
+            self.splits.setdefault(way, []).extend([split] if split else [])
 
     def _tune(self, guest: _Guest) -> int:
         """Repeats that make a batch of about BATCH_SECONDS."""
@@ -309,7 +327,7 @@ class _Run:
         if way.user != (user >= 0.5 * calls):
             labels.append("answered " + ("in the kernel" if way.user else "in user space"))
         if self.verdict.emulator:
-            labels.append("virtual time")
+            labels.append(VIRTUAL_LABEL)
         return replace(row, labels=tuple(labels))
 
 
@@ -325,11 +343,13 @@ def run(
     quick: bool = False,
     cpu: int | None = None,
     progress: Progress | None = None,
+    warned: disclosure.Warned = None,
 ) -> Report:
     """Measure the ladder of exits; ``paths``: only these of `ways`.
 
-    ``quick``: a thirtieth of the batches. ``cpu``: the pCPU to run on, by default the last one
-    this process may use.
+    ``quick``: an eighth of the batches. ``cpu``: the pCPU to run on, by default the last one
+    this process may use. ``warned``: called before anything is measured with what disturbs
+    measurements here, if there is anything.
 
     Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that cannot be had,
     ValueError for a path that is none.
@@ -346,19 +366,21 @@ def run(
             raise ValueError(f"{path!r} is none of {', '.join(known)}")
     started = time.monotonic()
     silent: Callable[[float, str], None] = lambda fraction, what: None  # noqa: E731
-    with disclosure.pinned(cpu) as pin, contextlib.ExitStack() as stack:
+    allowed = allowed_cpus()
+    with disclosure.pinned(cpu) as pin:
         chosen = tuple(known[path] for path in wanted)
         job = _Run(chosen, _QUICK if quick else _FULL, progress or silent, pin)
+        around = disclosure.Surroundings(job.verdict, pin, allowed, warned)
         job.measure()
-        vm = stack.enter_context(VM("1M"))
-        found = disclosure.collect(vm.vcpu(), job.verdict, pin)
-        rows = tuple(job.finished())
-    return Report(
-        benchmark="exit",
-        rows=rows,
-        references=references.EXIT,
-        disclosure=found,
-        quick=quick,
-        seconds=time.monotonic() - started,
-        warnings=disclosure.warnings(job.verdict, pin),
-    )
+        with VM("1M") as vm:
+            found = disclosure.collect(vm.vcpu(), job.verdict, pin)
+        return Report(
+            benchmark="exit",
+            rows=tuple(job.finished()),
+            references=references.EXIT,
+            disclosure=found,
+            quick=quick,
+            seconds=time.monotonic() - started,
+            warnings=around.warnings(),
+            steal=around.steal(),
+        )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from .judgement import unexpected
 from .record import Disclosure, Report, Row
 from .stats import Summary, summarize
 
@@ -24,7 +25,7 @@ TITLES: Final[dict[Class, str]] = {
     "host": "The host's own system calls, root ring 3 -> root ring 0",
     "calibration": "Calibration: ring 3 alone",
     "interpreted": "Interpreted: a ring on the way runs in KVM's emulator",
-    "emulated-by-kvm": "Emulated: the CPU has no such instruction here, KVM stands in",
+    "emulated-by-kvm": "Emulated: each call leaves the guest, and KVM does it",
     "fails": "Fails",
 }
 MODES: Final = {
@@ -39,8 +40,30 @@ PATHS: Final = {
     "syscall": "SYSCALL",
     "callgate": "call gate",
 }
+#: What else is measured; a path without a name here is its own.
+_NAMES: Final = PATHS | {
+    "nearcall": "near call",
+    "empty": "nothing",
+    "adds": "64 adds",
+    "cpuid": "CPUID",
+    "rdmsr": "RDMSR",
+    "vmcall": "VMCALL",
+    "vmmcall": "VMMCALL",
+    "pio-kernel": "PIO to KVM",
+    "mmio-kernel": "MMIO to KVM",
+    "doorbell-pio": "PIO doorbell",
+    "doorbell-mmio": "MMIO doorbell",
+    "pio-shim": "PIO to C shim",
+    "mmio-shim": "MMIO to C shim",
+    "pio-python": "PIO to Python",
+    "mmio-python": "MMIO to Python",
+    "hlt-python": "HLT to Python",
+    "hlt-wake": "HLT and wake",
+}
 #: Rows of these kinds are measured as t(2N) - t(N).
 _SLOPES: Final = ("path", "baseline", "calibration", "host")
+_LARGEST_STEP: Final = 64  # of a TSC, in ticks: at 100 MHz it would be one of 6.4 GHz
+_ENOUGH_TO_TELL: Final = 200  # samples
 _FASTEST_KHZ = 1e9  # a thousand GHz: no TSC
 VIRTUAL: Final = (
     "Time is virtual: the CPU under this KVM is emulated. No figure here tells of hardware."
@@ -117,9 +140,60 @@ class Figure:
         >>> kvmpy.bench.figures.Figure(row, None, None).label
         'SYSCALL H1 entry'
         """
-        path = PATHS.get(self.row.path, self.row.path)
+        path = name(self.row.path)
         measure = "" if self.row.measure == "round-trip" else self.row.measure
         return " ".join(filter(None, (path, self.row.level, measure)))
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it can be told apart from nothing: the interval of its median lies above 0, and
+        the median is two steps of the clock or more.
+
+        >>> kvmpy.bench.figures.figures(report)[0].resolved
+        True
+        """
+        if self.summary is None or self.summary.interval.low <= 0:
+            return False
+        return self.summary.median >= 2 * resolution(self.row)
+
+    @property
+    def statistics(self) -> dict[str, float | int | None]:
+        """What is reported of the row, by name, in its unit; empty without samples.
+
+        >>> kvmpy.bench.figures.figures(report)[0].statistics["vms"]
+        10
+        """
+        summary, counters = self.summary, self.row.counters
+        if summary is None:
+            return {}
+        exits, interpreted = unexpected(counters)
+        calls = counters.get("calls") or 0
+        return {
+            "batches": summary.count,
+            "vms": summary.groups,
+            "min": summary.minimum,
+            "median": summary.median,
+            "ci95_low": summary.interval.low,
+            "ci95_high": summary.interval.high,
+            "mad": summary.mad,
+            "p99": summary.p99,
+            "max": summary.maximum,
+            "disturbed": summary.disturbed,
+            "median_ns": None if self.ns is None else summary.median * self.ns,
+            "exits_per_call": exits / calls if calls and exits is not None else None,
+            "interpreted_per_call": (
+                interpreted / calls if calls and interpreted is not None else None
+            ),
+        }
+
+
+def name(path: str) -> str:
+    """A path's name for people.
+
+    >>> kvmpy.bench.figures.name("int80")
+    'int 0x80'
+    """
+    return _NAMES.get(path, path)
 
 
 def rate(row: Row, disclosure: Disclosure) -> float | None:
@@ -136,15 +210,34 @@ def rate(row: Row, disclosure: Disclosure) -> float | None:
 
 
 def figure(row: Row, disclosure: Disclosure) -> Figure:
-    """A row with its statistics. One unit of its clock is the smallest difference it can show.
+    """A row with its statistics. One step of its clock is the smallest difference it can show.
 
     >>> kvmpy.bench.figures.figure(report.rows[0], report.disclosure).summary.groups
     10
     """
     groups = by_vm(row)
     slopes = row.measure == "round-trip" and row.kind in _SLOPES
-    summary = summarize(groups, resolution=1 / row.calls, slopes=slopes) if groups else None
+    step = resolution(row)
+    summary = summarize(groups, resolution=step, slopes=slopes) if groups else None
     return Figure(row, summary, rate(row, disclosure))
+
+
+def resolution(row: Row) -> float:
+    """The smallest difference a call that the clock can show, in the row's unit.
+
+    The TSC of many CPUs advances in steps of some tens of ticks (AMD's at 2.6 GHz: 26, a step every
+    10 ns): nearly all times are then multiples of one.
+
+    >>> Row = kvmpy.bench.record.Row
+    >>> row = Row("SYSCALL", "path", "long64", "syscall", samples=(520, 546, 572), calls=10)
+    >>> kvmpy.bench.figures.resolution(row)
+    2.6
+    """
+    some = row.samples[:_ENOUGH_TO_TELL]
+    for step in range(_LARGEST_STEP, 1, -1):
+        if len(set(some)) > 1 and sum(n % step == 0 for n in some) >= 0.95 * len(some):
+            return step / row.calls
+    return 1 / row.calls
 
 
 def figures(report: Report) -> tuple[Figure, ...]:

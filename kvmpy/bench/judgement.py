@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 #: the calls themselves must have caused them.
 DISTURBED: Final = 1e-4
 CAUSED: Final = 0.5
+#: The label of every row where time is virtual.
+VIRTUAL_LABEL: Final = "virtual time"
 
 
 def unexpected(counters: Mapping[str, int]) -> tuple[int | None, int | None]:
@@ -60,9 +62,9 @@ def judge(row: Row, verdict: Verdict, vendor_differs: bool) -> Row:
     elif exits is None:
         labels.append("no counter proves that it ran without exits")
     elif exits >= DISTURBED * calls:
-        labels.append(f"not proved native: {exits} exits in {calls} calls")
+        labels.append(f"not proved native: unexpected exits in over {DISTURBED:.2%} of the calls")
     if vendor_differs:
         labels.append("the guest's CPUID vendor is not the host's")
     if verdict.emulator:
-        labels.append("virtual time")
+        labels.append(VIRTUAL_LABEL)
     return replace(row, outcome=outcome, labels=tuple(labels))

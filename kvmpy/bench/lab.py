@@ -55,7 +55,7 @@ class Lab:
 
     ``cpuid``: as `VM.vcpu` takes it. ``paging`` off runs legacy mode without it, where KVM offers
     no more. ``plain``: whether ring 3, and whether ring 0, is interpreted and takes plain stamps
-    (`Image.variant`).
+    (`Image.variant`). ``cycles``: a counter of core cycles for `batches` to read, or None.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Lab:
         self.mode, self.paging = mode, paging
         self.image = image.load(f"syscall-{mode}")
         self.plain = (False, False)
+        self.cycles: counters.GuestCycles | None = None
         self.timeout = 2.0
         self._loaded: tuple[bool, bool] | None = None
         self.vm = VM(_MEMORY)
@@ -195,11 +196,20 @@ class Lab:
             raise describe(self.cpu, self.image, exit, self.timeout)
 
     def batches(
-        self, cell: Cell, count: int, *, block: int, repeats: int, copy: int = 0
+        self,
+        cell: Cell,
+        count: int,
+        *,
+        block: int,
+        repeats: int,
+        copy: int = 0,
+        second: int | None = None,
     ) -> Batches:
-        """``count`` batches of ``repeats`` records, and one before that is thrown away.
+        """``count`` batches of ``repeats`` records, and one before that is thrown away. Each batch
+        begins with trips that are not timed: a block of the second kind, or one shot.
 
-        ``block``: trips N in the smaller of the two blocks (1 or 16).
+        ``block``: trips N in the first of the two blocks (1 or 16); ``second``: in the other one,
+        by default 2N.
 
         >>> cell = kvmpy.bench.cells.Cell("long64", "adds")
         >>> with kvmpy.bench.lab.Lab("long64") as lab:
@@ -207,18 +217,19 @@ class Lab:
         12
         """
         self.enter(f"single.{cell.path}" if cell.single else "slope", cell, copy)
+        second = second or 2 * block
         if not cell.single:
             self._poke("BLOCK_N", self.image[f"block.{cell.path}.{block}"])
-            self._poke("BLOCK_2N", self.image[f"block.{cell.path}.{2 * block}"])
+            self._poke("BLOCK_2N", self.image[f"block.{cell.path}.{second}"])
         self._poke("REPEATS", repeats)
         record = 4 if cell.single else 2
         size = 4 * record * repeats
         records = self.image["RECORDS"]
         self.vm.load(bytes(size * (count + 1)), at=records)  # touched before it is timed
         self.run(1)
-        with counters.counting(self.cpu) as counted:
+        with counters.counting(self.cpu, self.cycles) as counted:
             self.run(count)
-        calls = repeats * (1 if cell.single else 3 * block)
+        calls = repeats + 1 if cell.single else repeats * (block + second) + second
         counted.update(calls=count * calls, expected_exits=count)
         self._check_count(cell, (count + 1) * calls)
         raw = self.vm.memory.read(records + size, size * count)

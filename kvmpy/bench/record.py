@@ -62,8 +62,9 @@ class Row:
     are the parts.
 
     ``samples``: one integer per batch, in ``unit``, for ``calls`` calls: a call costs
-    ``sample / calls``. A slope can be negative where noise exceeds it. ``vms`` and ``alignments``
-    are parallel to it: number of the VM, and bytes by which the entry point was shifted.
+    ``sample / calls``. A slope can be negative where noise exceeds it. ``block``: its N; None for
+    what is no slope. ``vms`` and ``alignments`` are parallel to ``samples``: number of the VM, and
+    bytes by which the entry point was shifted.
 
     ``outcome``: "native"; "interpreted" (a ring on the way runs in KVM's emulator);
     "emulated-by-kvm" (the CPU has no such instruction in this mode, KVM stands in); "fails".
@@ -73,6 +74,7 @@ class Row:
     ``canaries``: of the rings crossed. ``counters``: differences over all batches by name, of KVM's
     binary statistics ("exits", "insn_emulation") and our own ("calls", "expected_exits",
     "run_delay_ns"); names that the host does not offer are absent.
+    ``cycles``: core cycles a call takes, by the CPU's counter; None where the host has none.
     ``split``: ns a call spends in each part ("kernel", "shim", "python"), exits only.
     ``labels``: what holds for this row and belongs beside its figure, in a few words each.
     """
@@ -86,6 +88,7 @@ class Row:
     unit: Unit = "ticks"
     samples: tuple[int, ...] = ()
     calls: int = 1
+    block: int | None = None
     vms: tuple[int, ...] = ()
     alignments: tuple[int, ...] = ()
     outcome: Outcome = "native"
@@ -93,6 +96,7 @@ class Row:
     vector: int | None = None
     canaries: tuple[Canary, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
+    cycles: float | None = None
     split: Mapping[str, float] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
 
@@ -180,7 +184,8 @@ class Disclosure:
 @dataclass(frozen=True)
 class Report:
     """One run of a benchmark. ``benchmark``: "syscall" or "exit". ``seconds``: how long it took.
-    ``warnings``: what disturbs figures on this host, a sentence each."""
+    ``warnings``: what disturbs figures on this host, a sentence each. ``steal``: the share of the
+    pCPU's time, 0 to 1, that a hypervisor below took during the run; None if unknown."""
 
     benchmark: str
     rows: tuple[Row, ...]
@@ -189,16 +194,25 @@ class Report:
     quick: bool
     seconds: float
     warnings: tuple[str, ...] = ()
+    steal: float | None = None
 
     def to_json(self, indent: int | None = None) -> str:
         """The whole report as JSON text; floats and integers come back exactly.
+
+        Each row that has samples also gets its "statistics" (:attr:`Figure.statistics` of
+        :mod:`kvmpy.bench.figures`), for readers that are not kvmpy: it computes them anew.
 
         >>> with kvmpy.KVM():
         ...     report = kvmpy.bench.exits.run(["cpuid"], quick=True)
         >>> kvmpy.bench.record.Report.from_json(report.to_json()) == report
         True
         """
+        from .figures import figures  # which is built on this module
+
         document = {"format": FORMAT} | _plain(self)
+        for row, found in zip(document["rows"], figures(self), strict=True):
+            if found.statistics:
+                row["statistics"] = found.statistics
         return json.dumps(document, indent=indent, allow_nan=False)
 
     @classmethod
@@ -219,6 +233,10 @@ class Report:
             raise RecordError("this JSON is nested too deeply") from None
         if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
             raise RecordError(f"this is no kvmpy benchmark record of format {FORMAT}")
+        rows = document.get("rows")
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict):
+                row.pop("statistics", None)
         return _build(cls, document, "report")
 
 

@@ -4,8 +4,11 @@ Ring 3 to ring 0 and back, without leaving the guest. Every cell is proved befor
 (`proof`); what cannot run is in the report too, with how it fails, found by running it.
 
 The protocol: batches of at most 50 us, times stored in guest memory, one exit at a batch's end;
-cells, alignments and chunks of batches in random order; fresh VMs. A sample is the sum over a batch
-of (t(2N) - t(N)), for N trips each.
+cells, alignments and chunks of batches in random order, the host's own system call among them;
+fresh VMs. A sample is the sum over a batch of (t(2N) - t(N)), for N trips each.
+
+Core cycles are counted by the host, where it has a counter, in batches of their own: those of N and
+2N trips, less those of twice N.
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Final
 
 from ..errors import KvmIoctlError
 from ..host import backend
 from ..host.cpu import identify
+from ..host.topology import allowed_cpus
 from . import disclosure, hostcall, references
 from .cells import LEVELS, MODES, PATHS, Cell, every_cell
-from .counters import add
+from .counters import GuestCycles, add
 from .failures import GuestFailed
-from .judgement import judge
+from .judgement import VIRTUAL_LABEL, judge
 from .lab import ALIGNMENT_STEP, ALIGNMENTS, Batches, Lab
 from .proof import prove
 from .record import Canary, Measure, Report, Row
@@ -49,16 +54,15 @@ _SINGLE: Final[tuple[tuple[Measure, int, int], ...]] = (
 @dataclass(frozen=True)
 class Plan:
     """How much is measured: in each of ``vms`` fresh VMs, for each alignment, ``chunks`` times
-    ``batches``. Single shots are taken in one chunk."""
+    ``batches``. Single shots are taken in one chunk. The host's own call has no alignments."""
 
     vms: int
     chunks: int
     batches: int
-    host_batches: int
 
 
-QUICK: Final = Plan(vms=5, chunks=1, batches=40, host_batches=400)
-FULL: Final = Plan(vms=10, chunks=4, batches=50, host_batches=2000)
+QUICK: Final = Plan(vms=5, chunks=1, batches=40)
+FULL: Final = Plan(vms=10, chunks=4, batches=50)
 
 
 @dataclass
@@ -72,6 +76,7 @@ class _Series:
     vms: list[int] = field(default_factory=list)
     alignments: list[int] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
+    cycles: list[float] = field(default_factory=list)  # core cycles a call, one for each VM
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class _Run:
 
     def __init__(self, cells: Sequence[Cell], plan: Plan, progress: Progress, pin: int | None):
         self.cells, self.plan, self.progress, self.pin = cells, plan, progress, pin
+        self.host = hostcall.HostCalls()
         self.verdict = backend.verdict()
         self.limit = hostcall.canary_limit()
         self.vendor_differs = False
@@ -200,23 +206,38 @@ class _Run:
     def measure(self) -> None:
         """All batches of all cells that run, in random order; one set of VMs after the other."""
         order = random.Random(1)  # the same in every run: two runs differ by what they measure
-        for vm in range(self.plan.vms):
-            with contextlib.ExitStack() as stack:
-                labs = {
-                    mode: stack.enter_context(self._lab(mode))
-                    for mode, known in self.modes.items()
-                    if known.canaries
-                }
-                for lab in labs.values():
-                    lab.timeout = _PATIENCE
-                jobs = list(self._jobs())
-                order.shuffle(jobs)
-                for number, (series, alignment) in enumerate(jobs):
-                    share = (vm + number / len(jobs)) / self.plan.vms
-                    self.progress(0.2 + 0.8 * share, f"VM {vm + 1} of {self.plan.vms}")
-                    self._take(labs[series.cell.mode], series, vm, alignment)
+        with GuestCycles() as cycles:
+            for vm in range(self.plan.vms):
+                with contextlib.ExitStack() as stack:
+                    labs = {
+                        mode: stack.enter_context(self._lab(mode))
+                        for mode, known in self.modes.items()
+                        if known.canaries
+                    }
+                    for lab in labs.values():
+                        lab.timeout = _PATIENCE
+                        lab.cycles = None if cycles.trouble else cycles
+                    self._measure_vm(labs, vm, order)
 
-    def _jobs(self) -> Iterator[tuple[_Series, int]]:
+    def _measure_vm(self, labs: dict[str, Lab], vm: int, order: random.Random) -> None:
+        jobs = list(self._jobs())
+        order.shuffle(jobs)
+        for number, (series, alignment) in enumerate(jobs):
+            share = (vm + number / len(jobs)) / self.plan.vms
+            self.progress(0.2 + 0.8 * share, f"VM {vm + 1} of {self.plan.vms}")
+            if series is None:
+                self.host.take(vm, self.plan.batches)
+            else:
+                self._take(labs[series.cell.mode], series, vm, alignment)
+        for series in self.series.values():
+            if series.cell not in self.failed:
+                found = _cycles_per_call(labs[series.cell.mode], series, self.plan.batches)
+                series.cycles += [] if found is None else [found]
+
+    def _jobs(self) -> Iterator[tuple[_Series | None, int]]:
+        """What there is to measure in a VM; None is the host's own system call."""
+        for _ in range(self.plan.chunks):
+            yield None, 0
         for series in self.series.values():
             for alignment in range(ALIGNMENTS) if series.cell.level else (0,):
                 for _ in range(1 if series.cell.single else self.plan.chunks):
@@ -244,8 +265,11 @@ class _Run:
     # -- reporting
 
     def rows(self) -> list[Row]:
-        """One row a cell; four for single shots."""
-        return [row for cell in self.cells for row in self._rows(cell)]
+        """One row a cell; four for single shots; the host's own."""
+        hosts = self.host.rows()
+        if self.verdict.emulator:
+            hosts = [replace(row, labels=(*row.labels, VIRTUAL_LABEL)) for row in hosts]
+        return [row for cell in self.cells for row in self._rows(cell)] + hosts
 
     def _rows(self, cell: Cell) -> Iterator[Row]:
         known = self.modes[cell.mode]
@@ -262,7 +286,9 @@ class _Run:
         row = replace(
             row,
             calls=1 if cell.single else series.block * series.repeats,
+            block=None if cell.single else series.block,
             counters=dict(series.counters),
+            cycles=median(series.cycles) if series.cycles else None,
         )
         row = judge(row, self.verdict, self.vendor_differs)
         if not known.paging:
@@ -297,6 +323,22 @@ def _samples(cell: Cell, batches: Batches) -> Iterator[tuple[Measure, list[int]]
     )
 
 
+def _cycles_per_call(lab: Lab, series: _Series, count: int) -> float | None:
+    """Core cycles of a trip, from two times ``count`` batches: what they do beside the trips, and
+    the exits at their ends, cancel out. None without a counter."""
+    if lab.cycles is None or series.cell.single:
+        return None
+    long, short = (
+        lab.batches(
+            series.cell, count, block=series.block, repeats=series.repeats, second=second
+        ).counters.get("guest_cycles")
+        for second in (2 * series.block, series.block)
+    )
+    if long is None or short is None:
+        return None
+    return (long - short) / (count * (series.repeats + 1) * series.block)
+
+
 def _longest(cell: Cell, batches: Batches) -> int:
     """Ticks of one record, stamps and all: the shortest seen, which is the least disturbed."""
     if cell.single:
@@ -309,11 +351,13 @@ def run(
     quick: bool = False,
     cpu: int | None = None,
     progress: Progress | None = None,
+    warned: disclosure.Warned = None,
 ) -> Report:
     """Measure ``cells`` (`cells.every_cell`: all by default) and the host's own system call.
 
     ``quick``: a tenth of the batches, some seconds instead of minutes. ``cpu``: the pCPU to
-    run on, by default the last one this process may use.
+    run on, by default the last one this process may use. ``warned``: called before anything is
+    measured with what disturbs measurements here, if there is anything.
 
     Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that cannot be had,
     ValueError for cells that are not in the table.
@@ -330,26 +374,21 @@ def run(
         raise ValueError(f"{unknown[0]} is not in the table: see kvmpy.bench.cells.every_cell()")
     started = time.monotonic()
     plan = QUICK if quick else FULL
+    allowed = allowed_cpus()
     with disclosure.pinned(cpu) as pin:
         job = _Run(chosen, plan, progress or (lambda fraction, what: None), pin)
+        around = disclosure.Surroundings(job.verdict, pin, allowed, warned)
         job.explore()
         job.measure()
-        rows = job.rows() + _host_rows(plan, job.verdict)
         with Lab("long64", pin=pin) as lab:
             found = disclosure.collect(lab.cpu, job.verdict, pin)
-    return Report(
-        benchmark="syscall",
-        rows=tuple(rows),
-        references=references.SYSCALL,
-        disclosure=found,
-        quick=quick,
-        seconds=time.monotonic() - started,
-        warnings=disclosure.warnings(job.verdict, pin),
-    )
-
-
-def _host_rows(plan: Plan, verdict: backend.Verdict) -> list[Row]:
-    rows = hostcall.rows(plan.host_batches)
-    if not verdict.emulator:
-        return rows
-    return [replace(row, labels=(*row.labels, "virtual time")) for row in rows]
+        return Report(
+            benchmark="syscall",
+            rows=tuple(job.rows()),
+            references=references.SYSCALL,
+            disclosure=found,
+            quick=quick,
+            seconds=time.monotonic() - started,
+            warnings=around.warnings(),
+            steal=around.steal(),
+        )

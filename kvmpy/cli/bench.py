@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from .files import check_writable, write
 
 if TYPE_CHECKING:
     from ..bench.record import Report
+    from ..host.disturbance import Disturbance
 
 #: Subcommand -> module in kvmpy.bench with run(), and a line of help.
 ENGINES = {
@@ -85,25 +86,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from ..host.disturbance import Watch, look_around
-    from ..host.topology import allowed_cpus
     from .bench_progress import Progress
 
     for path in (args.html, args.pyperf, args.save):
         check_writable(path)  # now, not after minutes
-    # Without --cpu the engines pin to the last one that this process may use.
-    cpu = max(allowed_cpus()) if args.cpu is None else args.cpu
-    found = look_around(cpu)
-    if found:
-        names = ", ".join(item.name for item in found)
-        print(f"kvmpy: disturbed here by: {names}; the report says more", file=sys.stderr)
-    watch = Watch(cpu)
     engine = importlib.import_module(f"..bench.{ENGINES[args.benchmark][0]}", __package__)
     with Progress(args.benchmark, sys.stderr) as progress:
-        report: Report = engine.run(quick=args.quick, cpu=args.cpu, progress=progress)
-    warnings = [*report.warnings, *map(str, (*found, *watch.seen()))]
-    report = dataclasses.replace(report, warnings=tuple(dict.fromkeys(warnings)))
+        report: Report = engine.run(
+            quick=args.quick, cpu=args.cpu, progress=progress, warned=_say_what_disturbs
+        )
     return _output(report, args)
+
+
+def _say_what_disturbs(found: Sequence[Disturbance]) -> None:
+    names = ", ".join(item.name for item in found)
+    print(f"kvmpy: disturbed here by: {names}; the report says more", file=sys.stderr)
 
 
 def _show_saved(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import json
 
+import made_up
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -55,6 +56,8 @@ def rows(draw):
         vector=draw(st.none() | st.integers(0, 255)),
         canaries=(Canary(0, draw(FINITE), draw(FINITE), draw(st.booleans())),),
         counters=draw(st.dictionaries(st.text(), WORDS, max_size=3)),
+        block=draw(st.none() | st.integers(1, 64)),
+        cycles=draw(st.none() | FINITE),
         split=draw(st.dictionaries(st.text(), FINITE, max_size=3)),
         labels=tuple(draw(st.lists(st.text(), max_size=2))),
     )
@@ -132,3 +135,25 @@ def test_what_is_missing():
 def test_too_deep():
     with pytest.raises(RecordError):
         Report.from_json("[" * 100_000)
+
+
+def test_statistics_are_for_other_readers():
+    """They are in the JSON of rows with samples, and computed anew by who reads it."""
+    report = made_up.report()
+    document = json.loads(report.to_json())
+    row = next(row for row in document["rows"] if row["samples"])
+    assert row["statistics"]["batches"] == len(row["samples"])
+    assert row["statistics"]["vms"] == made_up.VMS
+    assert row["statistics"]["ci95_low"] <= row["statistics"]["median"]
+    assert all("statistics" not in row for row in document["rows"] if not row["samples"])
+    row["statistics"] = "a lie"
+    assert Report.from_json(json.dumps(document)) == report
+
+
+def test_exits_a_call_are_counted():
+    row = Row("x", "path", "long64", "int80", samples=(1, 2), calls=10, counters={
+        "calls": 1000, "exits": 12, "irq_exits": 1, "expected_exits": 10, "insn_emulation": 10,
+    })  # fmt: skip
+    document = json.loads(_report(row).to_json())
+    assert document["rows"][0]["statistics"]["exits_per_call"] == 0.001
+    assert document["rows"][0]["statistics"]["interpreted_per_call"] == 0
