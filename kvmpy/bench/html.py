@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from ..report import page
 from ..report.page import escaped
-from ..report.table import Table
+from ..report.table import Table, share
 from .figures import TITLES, VIRTUAL, Class, Figure, by_class, figures
 from .record import Disclosure, Report
 from .svg import distributions
@@ -20,18 +21,21 @@ from .tables import (
     headline,
     legend,
     matrix,
+    mitigations,
     reference_table,
     split_table,
 )
 
 _STYLE = """
+svg text { fill: var(--ink) }
 svg .mark { fill: var(--dim); font-size: 10px } svg .violin, svg .histogram { fill: var(--lane0) }
 svg .tail { fill: var(--lane1) } svg .median { fill: var(--bad) } svg .grid { stroke: var(--grid) }
+@media screen { figure { overflow-x: auto } figure svg { min-width: 50rem } }
 """
 _LEGEND = (
-    "Below: a violin for each row, all rows of a class on one logarithmic axis. Blue: "
+    "Below: a violin for each row, on one logarithmic axis for all of a class. Blue: "
     "undisturbed batches, orange: disturbed ones. Red: the median. At the right the undisturbed "
-    "batches, closer."
+    "batches, closer. Rows that cannot be told apart from nothing are not drawn."
 )
 
 
@@ -49,7 +53,9 @@ def to_html(report: Report) -> str:
     body += [f'<p class="dim">{text}</p>' for text in (_LEGEND, legend(found))]
     for kind, items in by_class(found):
         body += _class(kind, items, virtual)
-    body += [*_disclosure(report.disclosure), *_references(report)]
+        if kind == "host":
+            body.append(f'<p class="dim">{escaped(mitigations(report.disclosure))}</p>')
+    body += [*_disclosure(report), *_references(report)]
     return page.document(title, body, _STYLE)
 
 
@@ -67,15 +73,25 @@ def _class(kind: Class, items: Sequence[Figure], virtual: str) -> Iterable[str]:
         yield from _table(failure_table(items))
         return
     yield f"<h2>{escaped(TITLES[kind] + virtual)}</h2>"
-    for unit, drawn in (
-        ("ns", [item for item in items if item.ns is not None]),
-        ("ticks", [item for item in items if item.ns is None]),
-    ):
-        picture = distributions(drawn, unit)
+    by_mode = [(mode, list(some)) for mode, some in groupby(items, key=lambda item: item.mode)]
+    for mode, some in by_mode:
+        if len(by_mode) > 1:
+            yield f"<h3>{escaped(mode)}</h3>"
+        yield from _pictures(some, items)
+        yield from _table(figure_table(kind, some), titled=False)
+    yield from _table(split_table(kind, items), virtual)
+
+
+def _pictures(some: Iterable[Figure], items: Sequence[Figure]) -> Iterable[str]:
+    """The distributions of a mode, on the axis of its class."""
+    for unit, known in (("ns", True), ("ticks", False)):
+        drawn, among = (
+            [item for item in figures if item.resolved and (item.ns is not None) == known]
+            for figures in (some, items)
+        )
+        picture = distributions(drawn, unit, among)
         if picture:
             yield f"<figure>{picture}</figure>"
-    yield from _table(figure_table(kind, items), titled=False)
-    yield from _table(split_table(kind, items), virtual)
 
 
 def _table(table: Table | None, suffix: str = "", *, titled: bool = True) -> Iterable[str]:
@@ -84,19 +100,25 @@ def _table(table: Table | None, suffix: str = "", *, titled: bool = True) -> Ite
         yield from page.table(titled_table, heading="h2" if titled else "")
 
 
-def _disclosure(facts: Disclosure) -> Iterable[str]:
+def _disclosure(report: Report) -> Iterable[str]:
     """Every field, as it is: what is missing from a disclosure is what one misses later."""
     yield "<h2>What the figures were taken on</h2>\n<table><tbody>"
-    for field in dataclasses.fields(facts):
-        name = escaped(field.name.replace("_", " "))
-        yield f'<tr><td class="words dim">{name}</td>'
-        yield f'<td class="long">{_value(getattr(facts, field.name))}</td></tr>'
+    facts = {
+        field.name.replace("_", " "): getattr(report.disclosure, field.name)
+        for field in dataclasses.fields(Disclosure)
+    }
+    stolen = None if report.steal is None else share(report.steal)
+    for name, value in {**facts, "stolen during the run": stolen}.items():
+        yield f'<tr><td class="words dim">{escaped(name)}</td>'
+        yield f'<td class="long">{_value(value)}</td></tr>'
     yield "</tbody></table>"
 
 
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
-        return "<br>".join(escaped(f"{key}: {text}") for key, text in value.items()) or "-"
+        short = not any(" " in str(text) for text in value.values())
+        between = ", " if short else "<br>"
+        return between.join(escaped(f"{key}: {text}") for key, text in value.items()) or "-"
     if isinstance(value, tuple):
         return escaped(", ".join(map(str, value))) or "-"
     if isinstance(value, bool):

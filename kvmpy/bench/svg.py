@@ -25,6 +25,7 @@ _BIN = 2  # pixels
 _LEFT, _RIGHT = _LABEL, WIDTH - _ZOOM - _GAP
 _HALF = 10  # of the tallest violin
 _ZOOM_BINS = 34
+_FINE: Final = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)  # marks of an axis of less than a decade
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ class _Axis:
 
     def marks(self) -> list[float]:
         marks = list(_steps(self.low, self.high))
-        if len(marks) > 12:  # decades alone, and not all of them if they are many
+        if len(marks) < 4:
+            marks = list(_steps(self.low, self.high, _FINE))
+        elif len(marks) > 12:  # decades alone, and not all of them if they are many
             decades = [m for m in marks if f"{m:e}".startswith("1.0")]
             marks = decades[:: len(decades) // 12 + 1]
         return marks
 
 
-def _steps(low: float, high: float) -> Iterable[float]:
+def _steps(low: float, high: float, digits: Sequence[float] = (1, 2, 5)) -> Iterable[float]:
     exponent = math.floor(math.log10(low))
     while 10.0**exponent <= high:
-        for digit in (1, 2, 5):
+        for digit in digits:
             value = float(f"{digit}e{exponent}")
             if low <= value <= high:
                 yield value
@@ -76,12 +79,15 @@ def _step_above(value: float) -> float:
     return next((step for step in steps if step > value), steps[-1])
 
 
-def distributions(found: Iterable[Figure], unit: str = "ns") -> str:
+def distributions(
+    found: Iterable[Figure], unit: str = "ns", among: Iterable[Figure] | None = None
+) -> str:
     """An SVG element with a line for each figure that has samples; "" if none has.
 
     ``unit``: "ns", or "ticks" for all that can be in ticks only. The figures of a drawing share an
-    axis, so they must be of one class (see :mod:`kvmpy.bench.figures`). Slopes that noise made 0
-    or less have no place on a logarithmic axis: their number is said.
+    axis, so they must be of one class (see :mod:`kvmpy.bench.figures`); ``among``: the figures of
+    all drawings that are to have the same axis. Slopes that noise made 0 or less have no place on a
+    logarithmic axis: their number is said.
 
     >>> figures = kvmpy.bench.figures.figures(report)[:2]
     >>> kvmpy.bench.svg.distributions(figures).count('class="violin"')
@@ -91,7 +97,8 @@ def distributions(found: Iterable[Figure], unit: str = "ns") -> str:
     positive = [value for _, values in drawn for value in values if value > 0]
     if not positive:
         return ""
-    axis = _Axis.over(positive)
+    wider = [v for figure in among or () if figure.summary for v in _values(figure) if v > 0]
+    axis = _Axis.over(positive + wider)
     height = _TOP + _ROW * len(drawn) + _BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -200,6 +207,6 @@ def _zoom(
     )
     x = left + (middle - low) / (high - low) * (_ZOOM - 4)
     yield f'<path class="histogram" fill="#2f6fb3" d="{path}"/>'
-    yield f'<path class="median" fill="#b3261e" d="M{x:.1f} {base + 1:.1f}l-3 6h6z"/>'
+    yield f'<path class="median" fill="#b3261e" d="M{x - 0.75:.2f} {base + 2:.1f}v-23h1.5v23z"/>'
     yield _note(left, base + 10, number(low))
     yield _note(left + _ZOOM - 4, base + 10, number(high), "end")

@@ -5,6 +5,7 @@ Every table holds figures of one class (see :mod:`kvmpy.bench.figures`), and say
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -20,25 +21,40 @@ from .figures import (
     Class,
     Figure,
     by_class,
+    name,
 )
-from .record import Reference, Report
+from .judgement import VIRTUAL_LABEL
+from .record import Disclosure, Reference, Report
 from .stats import ENOUGH_GROUPS, Interval
 
+_PARTS: Final = {"kernel": "hardware + kernel", "shim": "C shim", "python": "Python"}
+#: A single shot is four rows; its name stands for all.
+_WHOLE: Final = " single-shot"
+_PARTS_OF_IT: Final = (" entry", " handler", " return")
 _CELL: Final = 12  # characters of how a cell of the matrix fails
 
 
-def _figure_cells(figure: Figure) -> tuple[str, ...]:
+#: In the place of a figure that cannot be told apart from nothing.
+NOTHING: Final = "~0"
+
+
+def _figure_cells(figure: Figure, cycles: bool) -> tuple[str, ...]:
     summary, ns = figure.summary, figure.ns
     if summary is None:
-        return (figure.label, *[DASH] * 7)
+        return (figure.label, *[DASH] * (7 + cycles))
     scale = 1.0 if ns is None else ns
-    ticks = summary.median if figure.row.unit == "ticks" else None
+    middle: tuple[str, ...] = (
+        number(None if ns is None else summary.median * ns),
+        number(summary.median if figure.row.unit == "ticks" else None),
+        number(figure.row.cycles),
+    )
+    if not figure.resolved:
+        middle = tuple(DASH if text == DASH else NOTHING for text in middle)
     return (
         figure.label,
-        number(None if ns is None else summary.median * ns),
-        number(ticks),
-        "±" + share(summary.interval.half_width),
-        number(summary.floor * scale),
+        *middle[: 2 + cycles],
+        "\N{PLUS-MINUS SIGN}" + share(summary.interval.half_width) if figure.resolved else DASH,
+        number(summary.floor * scale) if figure.resolved else NOTHING,
         number(summary.mad * scale),
         number(summary.p99 * scale),
         share(summary.disturbed, 0),
@@ -55,6 +71,8 @@ _FEW_VMS = (
     "Rows of fewer than 5 VMs: the interval takes batches as independent, which those of one VM "
     "are not. It is narrower than it should be."
 )
+_NOTHING = f"{NOTHING}: not told apart from nothing, or less than two steps of the clock."
+_CYCLES = "cycles: core cycles in the guest, by the CPU's counter."
 _HEADER = ("", "ns", "ticks", "95% CI", "min", "MAD", "p99", "dist.")
 
 
@@ -64,9 +82,15 @@ def legend(found: Iterable[Figure]) -> str:
     >>> kvmpy.bench.tables.legend(kvmpy.bench.figures.figures(report))[:10]
     'ns, ticks:'
     """
+    found = list(found)
     guests = (item.summary for item in found if item.summary and item.row.kind != "host")
-    few = any(summary.groups < ENOUGH_GROUPS for summary in guests)
-    return f"{LEGEND} {_FEW_VMS}" if few else LEGEND
+    parts = [
+        (LEGEND, True),
+        (_NOTHING, any(item.summary and not item.resolved for item in found)),
+        (_CYCLES, any(item.row.cycles is not None for item in found)),
+        (_FEW_VMS, any(summary.groups < ENOUGH_GROUPS for summary in guests)),
+    ]
+    return " ".join(text for text, applies in parts if applies)
 
 
 def figure_table(kind: Class, found: Sequence[Figure]) -> Table:
@@ -77,16 +101,18 @@ def figure_table(kind: Class, found: Sequence[Figure]) -> Table:
     >>> kvmpy.bench.tables.figure_table("native", found).rows[0]
     ('#', '64-bit')
     """
+    cycles = any(item.row.cycles is not None for item in found)
     rows: list[tuple[str, ...]] = []
     for mode, items in groupby(sorted(found, key=_mode_order), key=lambda item: item.mode):
         if kind in ("native", "interpreted", "emulated-by-kvm", "calibration"):
             rows.append((HEADING, mode))
-        rows += map(_figure_cells, items)
-    return Table(TITLES[kind], _HEADER, tuple(rows), notes=_labels(found))
+        rows += (_figure_cells(item, cycles) for item in items)
+    header = (*_HEADER[:3], "cycles", *_HEADER[3:]) if cycles else _HEADER
+    return Table(TITLES[kind], header, tuple(rows), notes=_labels(found))
 
 
 def _path(figure: Figure) -> str:
-    return PATHS.get(figure.row.path, figure.row.path)
+    return name(figure.row.path)
 
 
 def _mode_order(figure: Figure) -> int:
@@ -95,10 +121,13 @@ def _mode_order(figure: Figure) -> int:
 
 
 def _labels(found: Sequence[Figure]) -> tuple[str, ...]:
-    """What holds for rows, once, with the rows it holds for, unless that is all of them."""
+    """What holds for rows, once, with the rows it holds for, unless that is all of them. That time
+    is virtual the title says."""
     holders: dict[str, list[Figure]] = {}
     for figure in found:
         for label in figure.row.labels:
+            if label == VIRTUAL_LABEL:
+                continue
             holders.setdefault(label, []).append(figure)
     return tuple(
         label if len(held) == len(found) else f"{label}: {', '.join(_names(held, found))}"
@@ -119,6 +148,9 @@ def _names(held: Sequence[Figure], found: Sequence[Figure]) -> list[str]:
             names[f"{figure.mode} {_path(figure)}"] = None
         else:
             names[f"{figure.mode} {figure.label}"] = None
+    for whole in [text for text in names if text.endswith(_WHOLE)]:
+        for part in _PARTS_OF_IT:
+            names.pop(whole.removesuffix(_WHOLE) + part, None)
     return list(names)
 
 
@@ -146,13 +178,14 @@ def _cell(figures: Sequence[Figure]) -> str:
         return DASH
     figure = figures[0]
     if figure.kind == "fails":
-        return figure.row.failure.partition(" at ")[0].partition(",")[0][:_CELL] or "fails"
+        why = re.split(r" at |,| \(", figure.row.failure)[0]
+        return why if 0 < len(why) <= _CELL else "fails"
     if figure.kind != "native":
         return {"interpreted": "interpreted", "emulated-by-kvm": "emulated"}.get(figure.kind, "?")
     if figure.summary is None:
         return DASH
     scale, unit = (1.0, "ticks") if figure.ns is None else (figure.ns, "ns")
-    return f"{number(figure.summary.median * scale)} {unit}"
+    return f"{number(figure.summary.median * scale)} {unit}" if figure.resolved else NOTHING
 
 
 def matrix(found: Iterable[Figure]) -> Table | None:
@@ -202,7 +235,8 @@ def split_table(kind: Class, found: Iterable[Figure]) -> Table | None:
     rows = tuple(
         (figure.label, *(number(figure.row.split.get(part)) for part in parts)) for figure in found
     )
-    return Table(f"Where the time goes, ns: {kind}", ("", *parts), rows)
+    header = ("", *(_PARTS.get(part, part) for part in parts))
+    return Table(f"Where the time goes, ns: {kind}", header, rows)
 
 
 def reference_table(references: Sequence[Reference]) -> Table | None:
@@ -215,7 +249,7 @@ def reference_table(references: Sequence[Reference]) -> Table | None:
         return None
     rows = tuple(
         (
-            PATHS.get(item.path, item.path),
+            name(item.path),
             f"{number(item.value)} {item.unit}",
             f"{item.platform}, {item.conditions}",
         )
@@ -235,9 +269,23 @@ def tables(report: Report, found: Sequence[Figure]) -> list[Table]:
     """
     result = [matrix(found)]
     for kind, items in by_class(found):
-        result.append(failure_table(items) if kind == "fails" else figure_table(kind, items))
-        result.append(split_table(kind, items))
+        table = failure_table(items) if kind == "fails" else figure_table(kind, items)
+        if kind == "host":
+            table = replace(table, notes=(*table.notes, mitigations(report.disclosure)))
+        result += [table, split_table(kind, items)]
     return [_in_time_of(report, table) for table in result if table]
+
+
+def mitigations(facts: Disclosure) -> str:
+    """What slows the host's own system calls down, in a line: flaws it has mitigations on for.
+
+    >>> kvmpy.bench.tables.mitigations(report.disclosure)
+    "the host's mitigations: retbleed"
+    """
+    if not facts.mitigations:
+        return "the host's mitigations are not known"
+    active = [flaw for flaw, text in facts.mitigations.items() if text.startswith("Mitigation")]
+    return f"the host's mitigations: {', '.join(active) or 'none'}"
 
 
 def _in_time_of(report: Report, table: Table) -> Table:
@@ -277,8 +325,8 @@ def _delta_cells(delta: Delta) -> tuple[str, ...]:
 
 
 def _shift_cells(shift: Interval, before: float | None) -> tuple[str, str]:
-    """The shift and its bounds, as shares of what was; in the unit if that was nothing."""
-    if not before:
+    """The shift and its bounds, as shares of what was; in the unit if that was about nothing."""
+    if not before or before <= abs(shift.value):
         return number(shift.value), f"{number(shift.low)} .. {number(shift.high)}"
     value, low, high = (
         f"{100 * x / abs(before):+.1f}" for x in (shift.value, shift.low, shift.high)
@@ -322,10 +370,12 @@ def comparison_notes(comparison: Comparison) -> list[str]:
         "A and B: medians, ns a call. shift: Hodges-Lehmann, B minus A. p: Mann-Whitney, adjusted "
         f"for {len(compared)} rows (Holm); a difference is shown below {ALPHA}."
     ]
-    if any(delta.units == "batches" for delta in compared):
+    few = [delta for delta in compared if delta.units == "batches"]
+    if few:
+        which = "" if len(few) == len(compared) else f" ({', '.join(_labels_of(few))})"
         notes.append(
-            "Too few VMs to compare their medians: batches were compared. Those of one VM are not "
-            "independent, so p is smaller than it should be. Take full runs."
+            f"Too few VMs to compare their medians{which}: batches were compared. Those of one VM "
+            "are not independent, so p is smaller than it should be. Take full runs."
         )
     for delta in compared:
         if delta.kind == "calibration" and delta.finding != "no difference shown":
@@ -341,3 +391,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     if comparison.virtual_time:
         notes.append(VIRTUAL)
     return notes
+
+
+def _labels_of(deltas: Iterable[Delta]) -> list[str]:
+    return list(dict.fromkeys(f"{delta.mode} {delta.label}" for delta in deltas))

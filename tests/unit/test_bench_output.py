@@ -22,6 +22,7 @@ from kvmpy.bench.compare import CompareError, compare
 from kvmpy.bench.figures import figures
 from kvmpy.bench.html import to_html
 from kvmpy.bench.record import OUTCOMES, RecordError, Report
+from kvmpy.bench.stats import Interval
 from kvmpy.bench.svg import distributions
 from kvmpy.report import terminal
 
@@ -114,6 +115,74 @@ class TestText:
         assert "fewer than 5 VMs" in tables.legend(figures(few))
         assert "fewer than 5 VMs" not in tables.legend(figures(report))
 
+    def test_what_is_within_noise_has_no_figure(self) -> None:
+        """The empty block's slope: a few ticks either side of 0, in every VM."""
+        row = made_up.row("baseline", "long64", "empty")
+        noise = tuple(sample % 7 - 4 for sample in row.samples)
+        report = made_up.report()
+        report = dataclasses.replace(report, rows=(dataclasses.replace(row, samples=noise),))
+        found = figures(report)
+        (_, cells) = tables.figure_table("native", found).rows
+        assert cells[:5] == ("nothing", "~0", "~0", "-", "~0")
+        assert "~0: not told apart" in tables.legend(found)
+        assert "~0" not in tables.legend(figures(made_up.report()))
+        assert "<svg" not in to_html(report)
+        shift = tables._shift_cells(Interval(0.02, -0.01, 0.05, 0.95), -0.117)
+        assert shift == ("0.02", "-0.01 .. 0.05")  # shares of a negative time mean nothing
+
+    def test_core_cycles_have_a_column_where_they_are_known(self) -> None:
+        report = made_up.report()
+        first, second, *rest = report.rows
+        report = dataclasses.replace(
+            report, rows=(dataclasses.replace(first, cycles=131.5), second, *rest)
+        )
+        table = tables.tables(report, figures(report))[1]
+        assert table.header[2:5] == ("ticks", "cycles", "95% CI")
+        assert [row[3] for row in table.rows[1:3]] == ["132", "-"]
+        assert {len(row) for row in table.rows[1:]} == {len(table.header)}
+        assert "cycles" in tables.legend(figures(report))
+
+    def test_a_clock_that_advances_in_steps_disturbs_no_batch(self) -> None:
+        """AMD's TSC takes steps of tens of ticks: one step longer is not disturbed."""
+        row = made_up.row("path", "long64", "syscall", measure="entry")
+        steps = tuple(26 * (3 + (n % 5 == 0)) for n in range(len(row.samples) - 1))
+        row = dataclasses.replace(row, samples=(*steps, 26 * 400), calls=1)
+        (found,) = figures(dataclasses.replace(made_up.report(), rows=(row,)))
+        assert found.summary is not None
+        assert found.summary.mad == 0
+        assert found.summary.disturbed == 1 / len(row.samples)
+
+    def test_how_a_cell_fails_is_not_cut(self) -> None:
+        for failure, cell in (
+            ("#GP(0x18) at sysretq", "#GP(0x18)"),
+            ("no PCID (CPUID 1, ECX bit 17)", "no PCID"),
+            ("needs paging, and with it the guest shut down", "needs paging"),
+            ("the processor refused the guest's state", "fails"),
+        ):
+            row = made_up.failed("long64", "syscall", failure)
+            table = tables.matrix(figures(dataclasses.replace(made_up.report(), rows=(row,))))
+            assert table is not None
+            assert table.rows[0][4] == cell
+
+    def test_the_host_s_row_states_its_mitigations(self) -> None:
+        report = made_up.report()
+        by_title = {t.title: t for t in tables.tables(report, figures(report))}
+        host = by_title["The host's own system calls, root ring 3 -> root ring 0"]
+        assert host.notes == ("the host's mitigations: retbleed",)
+        assert tables.mitigations(made_up.report(mitigations={}).disclosure).endswith("not known")
+        safe = made_up.report(mitigations={"meltdown": "Not affected"}).disclosure
+        assert tables.mitigations(safe).endswith(": none")
+
+    def test_parts_of_a_single_shot_are_named_by_the_whole(self) -> None:
+        shot = [
+            made_up.row("path", "long64", "int80", "H0", measure=measure, labels=("odd",))
+            for measure in ("single-shot", "entry", "handler", "return")
+        ]
+        report = dataclasses.replace(made_up.report(), rows=(*shot, made_up.rows()[2]))
+        assert tables.tables(report, figures(report))[1].notes == (
+            "odd: 64-bit int 0x80 H0 single-shot",
+        )
+
     def test_virtual_time_comes_first(self) -> None:
         report = made_up.report(virtual_time=True, emulator="QEMU TCG")
         assert tables.headline(report).startswith("Time is virtual")
@@ -196,9 +265,17 @@ class TestHtml:
         # every row with samples: 8 native, host, calibration, 2 interpreted
         assert classes.count("violin") == 12
 
+    def test_no_text_of_a_picture_keeps_its_colour_in_the_dark(self) -> None:
+        """The attribute says dark ink, for a picture by itself; the page's style has to win."""
+        text = to_html(made_up.report())
+        style = text[text.index("<style>") : text.index("</style>")]
+        assert "svg text { fill: var(--ink) }" in style
+        for name in set(re.findall(r'class="(\w+)" (?:fill|stroke)=', text)):
+            assert f"svg .{name}" in style
+
     def test_classes_never_share_an_axis(self) -> None:
         page = _Page(to_html(made_up.report()))
-        assert page.tags.count("svg") == 4
+        assert page.tags.count("svg") == 5  # interpreted rows are of two modes
 
     @pytest.mark.parametrize("benchmark", ["syscall", "exit"])
     def test_text_of_a_report_is_only_text(self, benchmark: str) -> None:
@@ -213,6 +290,17 @@ class TestHtml:
         )
         figure = figures(dataclasses.replace(made_up.report(), rows=(many,)))[0]
         assert len(distributions([figure])) < 20_000
+
+    def test_pictures_of_a_class_share_an_axis(self) -> None:
+        """The legacy row's picture has the marks of one that also shows the compat row."""
+        interpreted = [
+            figure for figure in figures(made_up.report()) if figure.kind == "interpreted"
+        ]
+        wide = dataclasses.replace(interpreted[0], ns=100.0)
+        alone = distributions(interpreted[1:])
+        shared = distributions(interpreted[1:], among=[wide])
+        assert "500000" not in alone
+        assert "500000" in shared
 
     def test_slopes_of_zero_and_less_are_counted_not_drawn(self) -> None:
         row = dataclasses.replace(
