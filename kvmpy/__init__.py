@@ -280,8 +280,8 @@ _MODES = {
 }
 _ROOMS = (
     "bench", "binary_stats", "boot", "capabilities", "devices", "enabling", "encryption",
-    "guest_memfd", "guests", "host", "ioctls", "irqchips", "machine", "msrs", "pmu", "routing",
-    "sched", "state", "vm_irq", "watch", "x86", "xen",
+    "guest_memfd", "guests", "host", "ioctls", "irqchips", "lab", "machine", "msrs", "pmu",
+    "report", "routing", "sched", "state", "vm_irq", "watch", "x86", "xen",
 )  # fmt: skip
 __all__ = ["__version__", *_MODES, *_ROOMS, *_WHERE]
 

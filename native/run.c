@@ -292,6 +292,7 @@ static void overdue(struct shim_vcpu *vcpu)
 /* The run is over. Its thread's id goes first: nobody is to take it for the next one's. */
 static void end(struct shim_vcpu *vcpu)
 {
+	vcpu->counters->running = 0;
 	atomic_store_explicit(&vcpu->parked, 0, memory_order_release);
 	atomic_store_explicit(&vcpu->owner, 0, memory_order_release);
 	atomic_store(&vcpu->active, 0);
@@ -310,7 +311,6 @@ static void wind_up(struct shim_vcpu *vcpu)
 	if (vcpu->armed_for && !atomic_load(&vcpu->closed))
 		shim_kick_arm(vcpu);
 	vcpu->flush_error = error == -EAGAIN ? 0 : error;
-	vcpu->counters->running = 0;
 	end(vcpu);
 }
 

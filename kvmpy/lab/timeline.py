@@ -225,7 +225,9 @@ def _measured(verdict: backend.Verdict, pin: int | None) -> Result:
     steps = [_steps(turn) for turn in turns]
     medians = tuple(median(column) for column in zip(*steps, strict=True))
     shown = turns[_typical(steps, medians)][: len(STEPS)]
-    host = hostcall.rows(_HOST_BATCHES)[0]
+    host_calls = hostcall.HostCalls()
+    host_calls.take(0, _HOST_BATCHES)
+    host = host_calls.rows()[0]
     return Result(
         module=verdict.module,
         verdict=verdict.summary,
