@@ -354,6 +354,7 @@ static int leave(struct shim_vcpu *vcpu, int stop)
 		wind_up(vcpu);
 	shim_kick_leave(vcpu);
 	if (unlikely(stop == SHIM_PAUSED)) {
+		shim_coalesced_end(vcpu); /* other vCPUs may go on */
 		atomic_store(&vcpu->parked, 1);
 		shim_move_gate(vcpu);
 	}
