@@ -171,7 +171,7 @@ def check_pins_of(pin: Pin | Sequence[Pin], vcpus: int) -> Sequence[frozenset[in
     if not isinstance(pin, (list, tuple)):
         return (check_pins(cast(Pin, pin)),) * vcpus
     if len(pin) != vcpus:
-        raise ValueError(f"pin={pin!r}: give one for all, or one for each of {vcpus} vCPUs")
+        raise ValueError(f"{len(pin)} pins for {vcpus} vCPUs: give one for all, or one for each")
     return tuple(check_pins(each) for each in pin)
 
 

@@ -198,7 +198,7 @@ def test_a_machine_s_vcpus():
     pin = [CPUS[0], set(CPUS)]
     with kvmpy.Machine(code, format="flat", memory="2M", cpus=2, pin=pin) as machine:
         assert [cpu.pin for cpu in machine.cpus] == [{CPUS[0]}, set(CPUS)]
-    with pytest.raises(ValueError, match="one for each of 2 vCPUs"):
+    with pytest.raises(ValueError, match="3 pins for 2 vCPUs"):
         kvmpy.Machine(code, format="flat", memory="2M", cpus=2, pin=[CPUS[0]] * 3)
 
 
