@@ -27,8 +27,8 @@ class VcpuSample:
     Shares of the interval, 0 to 1: ``guest`` (in the guest), ``host`` (KVM and kvmpy on its
     behalf), ``steal`` (ready, and another thread had the pCPU: what KVM reports to a guest as steal
     time), ``wait`` (halted, or waiting for something); they add up to 1. ``halt_poll`` is the part
-    of ``host`` in which KVM waited for an interrupt without giving up the pCPU; ``halt_wait`` the
-    part of ``wait`` in a halt.
+    of ``host`` in which KVM waited for an interrupt without giving up the pCPU; ``halt_wait`` is
+    KVM's own count of halts that have ended, with the wait for a pCPU after each.
 
     Per second: ``exits``, all VM exits by KVM's count; ``reasons``, those that reached user space,
     by KVM's names without KVM_EXIT_; ``kvm``, what else KVM counted, by its names. ``handling_us``:

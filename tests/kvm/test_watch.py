@@ -22,6 +22,17 @@ WRITER = "1: out 0x80, al; jmp 1b"
 SPINNER = "1: jmp 1b"
 #: Halts until an interrupt comes, which none does; KVM's interrupt controllers keep it.
 SLEEPER = "1: hlt; jmp 1b"
+#: Halts until the PIT's next tick, 250 times a second.
+TICKER = """
+        cli; xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x7c00
+        mov word ptr [0x80], offset tick; mov word ptr [0x82], 0
+        mov al, 0x11; out 0x20, al
+        mov al, 0x20; out 0x21, al; mov al, 4; out 0x21, al; mov al, 1; out 0x21, al
+        mov al, 0xfe; out 0x21, al
+        mov al, 0x34; out 0x43, al; mov al, 0xa5; out 0x40, al; mov al, 0x12; out 0x40, al
+1:      sti; hlt; jmp 1b
+tick:   mov al, 0x20; out 0x20, al; iret
+"""
 PCPU = max(allowed_cpus())
 
 
@@ -84,6 +95,18 @@ def test_a_halted_vcpu_waits_and_a_spinning_one_does_not():
             spinning = until(watch, lambda vcpu: vcpu.wait is not None).vcpus[0]
         assert spinning.guest + spinning.host + spinning.steal > 0.5
         assert dict(spinning.reasons) == {}
+
+
+def test_halts_that_a_timer_ends():
+    """KVM settles them all: none comes to user space."""
+    with machine(TICKER, irqchip="kernel") as m:
+        m.start()
+        with m.watch() as watch:
+            (vcpu,) = until(watch, lambda vcpu: vcpu.kvm.get("halt_exits")).vcpus
+        assert vcpu.kvm["irq_injections"] > 0
+        assert vcpu.halt_wait > 0
+        assert vcpu.halt_poll is not None
+        assert dict(vcpu.reasons) == {}
 
 
 def test_several_vcpus_of_which_some_were_never_started():
