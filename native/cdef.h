@@ -148,6 +148,7 @@ void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 struct shim_record { uint64_t address, value, size, tsc; };
 struct shim_report { uint64_t handler, address, size, is_write, value; };
+#define SHIM_PARKED ...
 struct shim_counters {
     uint64_t exits[...];
     uint64_t handling_ns[...];

@@ -292,7 +292,7 @@ static void overdue(struct shim_vcpu *vcpu)
 /* The run is over. Its thread's id goes first: nobody is to take it for the next one's. */
 static void end(struct shim_vcpu *vcpu)
 {
-	vcpu->counters->running = 0;
+	vcpu->counters->running = SHIM_IDLE;
 	atomic_store_explicit(&vcpu->parked, 0, memory_order_release);
 	atomic_store_explicit(&vcpu->owner, 0, memory_order_release);
 	atomic_store(&vcpu->active, 0);
@@ -355,6 +355,7 @@ static int leave(struct shim_vcpu *vcpu, int stop)
 	shim_kick_leave(vcpu);
 	if (unlikely(stop == SHIM_PAUSED)) {
 		shim_coalesced_end(vcpu); /* other vCPUs may go on */
+		vcpu->counters->running = SHIM_PARKED;
 		atomic_store(&vcpu->parked, 1);
 		shim_move_gate(vcpu);
 	}
@@ -391,7 +392,7 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 	}
 	vcpu->counters->thread = shim_kick_thread();
 	vcpu->counters->runs++;
-	vcpu->counters->running = 1;
+	vcpu->counters->running = SHIM_RUNNING;
 	account_caller(vcpu);
 	shim_kick_forward();
 	shim_kick_recall(vcpu);
@@ -452,6 +453,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 	}
 	if (unlikely(vcpu->stop == SHIM_PAUSED)) {
 		atomic_store(&vcpu->parked, 0); /* whoever asks from here on waits */
+		vcpu->counters->running = SHIM_RUNNING;
 		vcpu->returned_at = vcpu->left_at = 0; /* the pause is nobody's time */
 		if (stop == SHIM_CONTINUE && atomic_load(&vcpu->pauses))
 			stop = SHIM_PAUSED;

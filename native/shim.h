@@ -264,6 +264,12 @@ struct shim_report {
 	uint64_t value; /* of a write; of a read: Python puts the answer here */
 };
 
+enum shim_running {
+	SHIM_IDLE,
+	SHIM_RUNNING, /* a run is under way, in C or in a Python handler */
+	SHIM_PARKED,  /* one is under way, and paused */
+};
+
 /* What others may look at while the vCPU runs: in the vCPU, or in memory that another process maps
  * (kvmpy/machine/publish.py). Written by the thread that runs the vCPU alone. */
 struct shim_counters {
@@ -272,7 +278,7 @@ struct shim_counters {
 	uint64_t guest_ns;                       /* inside KVM_RUN */
 	uint64_t python_ns;                      /* of handling_ns, outside the shim */
 	uint64_t runs;
-	uint32_t running; /* a run is under way, in C or in a Python handler */
+	uint32_t running; /* enum shim_running */
 	int32_t thread;   /* of the last run */
 	uint32_t id;      /* KVM's number for the vCPU, if published */
 	uint32_t unused[7]; /* no cache line is shared with the next vCPU */

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .. import _native
 from ..exit_names import REASONS
 from .find import MachineInfo
 from .proc import ThreadTimes
 
 #: Seconds: over less, rates would be noise.
 _SHORTEST = 0.001
+_PARKED: int = _native.lib.SHIM_PARKED
 _NS = 10**9
 
 
@@ -20,7 +22,8 @@ _NS = 10**9
 class VcpuSample:
     """One vCPU over one interval. What the host's kernel does not tell is None.
 
-    ``state``: "running"; "stopped" when no run was under way; "ended" when its thread is gone.
+    ``state``: "running"; "paused" now; "stopped" when no run was under way; "ended" when its thread
+    is gone.
     ``thread``: the id of the thread that runs it, or did last; ``pcpu``: where that is now;
     ``allowed``: where it may be, as a CPU list ("0-3,7").
 
@@ -37,7 +40,7 @@ class VcpuSample:
     """
 
     id: int
-    state: Literal["running", "stopped", "ended"]
+    state: Literal["running", "paused", "stopped", "ended"]
     thread: int | None = None
     pcpu: int | None = None
     allowed: str | None = None
@@ -140,14 +143,15 @@ def _plain(vcpu: VcpuSample) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A vCPU at one moment: ``at`` in ns of CLOCK_MONOTONIC; ``exits`` and ``handling`` (ns) by
+    """A vCPU at one moment: ``at`` in ns of CLOCK_MONOTONIC; ``running`` as the shim's enum
+    shim_running has it; ``exits`` and ``handling`` (ns) by
     exit reason; ``kvm``: KVM's statistics that only grow, by name, times in ns."""
 
     at: int
     id: int
     thread: int
     runs: int
-    running: bool
+    running: int
     exits: tuple[int, ...]
     handling: tuple[int, ...]
     times: ThreadTimes | None
@@ -161,9 +165,9 @@ def difference(before: Reading, now: Reading) -> VcpuSample:
     >>> from kvmpy.watch.proc import ThreadTimes
     >>> from kvmpy.watch.samples import Reading, difference
     >>> times = ThreadTimes(pcpu=1, run=0, guest=0, delay=0)
-    >>> before = Reading(0, 0, 77, 1, True, (0, 0, 0), (), times, "0-1", None)
+    >>> before = Reading(0, 0, 77, 1, 1, (0, 0, 0), (), times, "0-1", None)
     >>> times = ThreadTimes(pcpu=1, run=500_000_000, guest=400_000_000, delay=200_000_000)
-    >>> now = Reading(10**9, 0, 77, 1, True, (0, 0, 8), (), times, "0-1", None)
+    >>> now = Reading(10**9, 0, 77, 1, 1, (0, 0, 8), (), times, "0-1", None)
     >>> sample = difference(before, now)
     >>> sample.guest, sample.host, sample.steal, round(sample.wait, 3), dict(sample.reasons)
     (0.4, 0.09999999999999998, 0.2, 0.3, {'IO': 8.0})
@@ -179,7 +183,8 @@ def difference(before: Reading, now: Reading) -> VcpuSample:
         shares = _rates(before, now, seconds) | _kvm(before, now, seconds)
         if before.thread == now.thread and before.times is not None:
             shares |= _shares(before.times, now.times, seconds)
-    return VcpuSample(now.id, "running", now.thread, now.times.pcpu, now.allowed, **shares)
+    state: Literal["running", "paused"] = "paused" if now.running == _PARKED else "running"
+    return VcpuSample(now.id, state, now.thread, now.times.pcpu, now.allowed, **shares)
 
 
 def _shares(before: ThreadTimes, now: ThreadTimes, seconds: float) -> dict[str, float | None]:

@@ -45,7 +45,7 @@ class _Vcpu:
         thread = seen.thread
         times = self._times(thread)
         return Reading(
-            time.monotonic_ns(), seen.id, thread, seen.runs, bool(seen.running),
+            time.monotonic_ns(), seen.id, thread, seen.runs, seen.running,
             tuple(_ffi.unpack(seen.exits, _lib.SHIM_EXIT_REASONS)),
             tuple(_ffi.unpack(seen.handling_ns, _lib.SHIM_EXIT_REASONS)),
             times, None if times is None else _allowed(thread), self._statistics(),

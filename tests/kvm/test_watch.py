@@ -136,6 +136,17 @@ def test_between_runs_a_vcpu_is_stopped():
             assert seen.vcpus[0].reasons["IO"] > 0
 
 
+def test_paused_and_resumed():
+    with machine(WRITER) as m:
+        m.start()
+        with m.watch() as watch:
+            until(watch, lambda vcpu: vcpu.state == "running")
+            m.pause()
+            assert watch.sample().machines[0].vcpus[0].state == "paused"
+            m.resume()
+            until(watch, lambda vcpu: vcpu.state == "running" and vcpu.reasons)
+
+
 def test_closed_while_it_is_watched():
     """The watch keeps the VM's statistics open, and lets go of them at the next look."""
     before = len(kvm_descriptors())

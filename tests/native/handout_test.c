@@ -149,7 +149,7 @@ static struct shim_published *shared;
 
 static void look(void)
 {
-	CHECK_EQUAL(shared->vcpus[1].running, 1);
+	CHECK_EQUAL(shared->vcpus[1].running, SHIM_RUNNING);
 	CHECK_EQUAL(shim_vcpu_count_in(vcpu, &shared->vcpus[0]), -EBUSY);
 }
 
@@ -178,7 +178,7 @@ static void counters_move_into_shared_memory(void)
 	CHECK_EQUAL(shim_run(vcpu, -1, UINT64_MAX), SHIM_EXIT);
 	CHECK_EQUAL(shared->vcpus[1].exits[KVM_EXIT_HLT], 2);
 	CHECK_EQUAL(shared->vcpus[1].runs, 2);
-	CHECK_EQUAL(shared->vcpus[1].running, 0);
+	CHECK_EQUAL(shared->vcpus[1].running, SHIM_IDLE);
 	CHECK_EQUAL(shared->vcpus[1].thread, getpid());
 	CHECK_EQUAL(shared->vcpus[1].id, 7);
 	CHECK_EQUAL(shared->vcpus[0].runs, 0);

@@ -85,7 +85,7 @@ def test_a_thread_of_ours_and_its_end() -> None:
 
 
 def reading(at: float, times: ThreadTimes | None, **changes: Any) -> Reading:
-    base = Reading(int(at * SECOND), 0, 77, 1, True, (0,) * 64, (0,) * 64, times, "0-3", None)
+    base = Reading(int(at * SECOND), 0, 77, 1, 1, (0,) * 64, (0,) * 64, times, "0-3", None)
     return dataclasses.replace(base, **changes)
 
 
@@ -151,14 +151,15 @@ def test_kvms_statistics() -> None:
 
 
 def test_states() -> None:
-    idle = {"running": False}
+    idle = {"running": 0}
     sample = difference(reading(0, ZERO, **idle), reading(1, times(1, 0, 0), **idle))
     assert (sample.state, sample.pcpu, sample.host) == ("stopped", None, None)
     assert difference(reading(0, ZERO), reading(1, None)).state == "ended"
-    never = {"running": False, "thread": 0, "runs": 0}
+    never = {"running": 0, "thread": 0, "runs": 0}
     assert difference(reading(0, None, **never), reading(1, None, **never)).state == "stopped"
     briefly = difference(reading(0, ZERO, **idle), reading(1, ZERO, **idle, runs=2))
     assert briefly.state == "running"
+    assert difference(reading(0, ZERO), reading(1, ZERO, running=2)).state == "paused"
     moved = difference(reading(0, ZERO), reading(1, times(1, 0, 0), thread=78))
     assert (moved.state, moved.thread, moved.pcpu, moved.host) == ("running", 78, 3, None)
     too_soon = difference(reading(0, ZERO), reading(0.0001, ZERO))
