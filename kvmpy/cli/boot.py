@@ -250,6 +250,8 @@ def _boot(args: argparse.Namespace) -> int:
     # So that a terminal in raw mode is restored. The shim gets a spinning guest out.
     signal.signal(signal.SIGTERM, _terminate)
     with _machine(args) as machine:
+        if machine.trouble:
+            print(f"kvmpy: {machine.trouble}", file=sys.stderr)
         for feature in machine.masked:
             print(f"kvmpy: CPUID without {feature.feature}: {feature.reason}", file=sys.stderr)
         if args.stats or args.json:

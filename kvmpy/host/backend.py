@@ -54,6 +54,23 @@ def module_parameters(module: str, sys_module: StrPath = SYS_MODULE) -> dict[str
     return values
 
 
+#: module -> why a distribution's kernel does not come up on it.
+_KERNEL_TROUBLE = {
+    "kvm_pvm": "kvm_pvm emulates ring 0, hundreds of times slower than hardware and without "
+    "instructions that Linux executes as it boots, XRSTOR and INT3 among them: expect a start, "
+    "and no user space"
+}
+
+
+def kernel_trouble(module: str) -> str:
+    """What keeps Linux from booting to user space on a KVM module; "" when nothing is known to.
+
+    >>> kvmpy.host.backend.kernel_trouble("kvm_amd")
+    ''
+    """
+    return _KERNEL_TROUBLE.get(module, "")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What runs natively here. Results carry it, so that a figure says what it was taken on.

@@ -138,6 +138,8 @@ class Machine(WatchMethods):
             self.debug_console = self.pc.debug_console
             with_tables = self.vm.has_irqchip and format in _WITH_TABLES
             rsdp = self.pc.write_tables(range(cpus), acpi=acpi) if with_tables else None
+            #: Why a kernel will not come up on this KVM module, "" when it is to.
+            self.trouble = _kernel_trouble() if with_tables else ""
             self.loaded: LoadedImage = load_image(
                 image, self.vm.memory, format=format, cmdline=append, initrd=ramdisk,
                 modules=modules, load_address=load_address, mode=mode, acpi_rsdp=rsdp,
@@ -495,6 +497,12 @@ class Machine(WatchMethods):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _kernel_trouble() -> str:
+    from ..host.backend import kernel_trouble, module_name
+
+    return kernel_trouble(module_name())
 
 
 def _pins(pin: Pin | Sequence[Pin] | None, cpus: int) -> Sequence[frozenset[int] | None]:

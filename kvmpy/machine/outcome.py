@@ -79,4 +79,13 @@ def _in_vain(vcpu: VCPU) -> str:
 def _whereabouts(vcpu: VCPU) -> str:
     sregs = vcpu.sregs
     mode = "real mode" if not sregs.cr0 & 1 else sregs.cs.kind
-    return f"at {sregs.cs.selector:04x}:{vcpu.regs.rip:#x} (ring {sregs.ss.dpl}, {mode})"
+    where = f"at {sregs.cs.selector:04x}:{vcpu.regs.rip:#x} (ring {sregs.ss.dpl}, {mode})"
+    return where + _pace(sregs.ss.dpl)
+
+
+def _pace(ring: int) -> str:
+    """A reason for a guest not to be done yet."""
+    from ..host.backend import module_name
+
+    slow = ring == 0 and module_name() == "kvm_pvm"
+    return ", where kvm_pvm emulates some 1.5 million instructions a second" if slow else ""

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -93,10 +94,25 @@ def test_reset_ends_the_machine(flat, code: str) -> None:
     assert b"reset" in result.stderr
 
 
-def test_timeout_is_124_and_says_where_the_guest_was(flat) -> None:
+def test_timeout_is_124_and_says_where_the_guest_was(flat, module: str) -> None:
     result = boot(flat("l: jmp l"), "--timeout", "0.3")
     assert result.returncode == 124
     assert b"0000:0x7c00 (ring 0, real mode)" in result.stderr
+    assert (b"where kvm_pvm emulates" in result.stderr) is (module == "kvm_pvm")
+
+
+def test_a_kernel_that_this_module_cannot_boot_is_announced(tmp_path: Path, module: str) -> None:
+    code = kvmpy.asm("mov al, 5; out 0xf4, al")
+    begin, size = 0x10_0000, 64 + 56 + len(code)
+    header = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, begin + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0
+    )
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, begin, begin, size, size, 4096)
+    path = tmp_path / "vmlinux"
+    path.write_bytes(header + segment + code)
+    result = boot(path, "--format", "linux")
+    assert result.returncode == 5, result.stderr
+    assert (b"expect a start, and no user space" in result.stderr) is (module == "kvm_pvm")
 
 
 def test_exit_limit_is_124_and_counts_accesses_to_what_is_not_there(flat) -> None:
