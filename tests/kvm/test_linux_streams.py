@@ -95,8 +95,10 @@ def _feed(console, data):
     space, left = os.eventfd(0), memoryview(data)
     try:
         while left:
-            left = left[console.receive(bytes(left[: 64 << 10]), space_eventfd=space) :]
-            if left and console.backlog:
+            piece = bytes(left[:MIB])
+            taken = console.receive(piece, space_eventfd=space)
+            left = left[taken:]
+            if taken < len(piece):  # only who was refused is told of space
                 assert select.select([space], [], [], LIMIT)[0], f"{len(left)} bytes left"
                 os.eventfd_read(space)
         console.receive(b"")
