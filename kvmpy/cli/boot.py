@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -171,18 +170,20 @@ def _devices(args: argparse.Namespace) -> list[VirtioDevice]:
     virtio_console = args.console == "virtio"
     if not (args.disk or args.net or args.rng or virtio_console):
         return []
-    from ..devices.virtio import Block, Net, Rng, VirtioConsole
+    from ..devices import virtio  # each kind is imported at its first use
 
     made: list[VirtioDevice] = []
     try:
         if virtio_console:  # the first, so that _boot() finds it
-            made.append(VirtioConsole(None if args.json or args.expect else sys.stdout.fileno()))
+            made.append(
+                virtio.VirtioConsole(None if args.json or args.expect else sys.stdout.fileno())
+            )
         for path, read_only in args.disk:
-            made.append(_opened(Block, path, read_only=read_only))
+            made.append(_opened(virtio.Block, path, read_only=read_only))
         for net in args.net:
-            made.append(_opened(Net, net.tap, mac=net.mac))
+            made.append(_opened(virtio.Net, net.tap, mac=net.mac))
         if args.rng:
-            made.append(Rng())
+            made.append(virtio.Rng())
     except BaseException:
         for device in made:
             device.close()
@@ -293,6 +294,8 @@ def _run_watched(machine: Machine, args: argparse.Namespace) -> int:
         else:
             status, text = status or 1, f"{shown!r} did not come: {text}"
     if args.json:
+        import json
+
         phases = {**machine.phases, "expected" if args.expect else "init": seen}
         phases["total"] = outcome.seconds
         record = boot_report.record(machine, outcome) | {"phases": phases, "status": status}

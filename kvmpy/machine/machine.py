@@ -113,8 +113,7 @@ class Machine(WatchMethods):
         self._closed = False
         self._outcome: Outcome | None = None
         self._made_at, self._started_at = time.monotonic(), 0.0
-        #: Accesses to what is not there: ("in", port), ("out", port), ("read"/"write", page gpa).
-        self.unclaimed: Counter[tuple[str, int]] = Counter()
+        self._unclaimed: Counter[tuple[str, int]] = Counter()
         self._counting = threading.Lock()
         pins = _pins(pin, cpus)
         with ExitStack() as files, ExitStack() as undo:
@@ -433,9 +432,20 @@ class Machine(WatchMethods):
     def _count(self, kind: str, address: int) -> None:
         key = (kind, address)
         with self._counting:
-            if key not in self.unclaimed and len(self.unclaimed) >= _MAX_COUNTED:
+            if key not in self._unclaimed and len(self._unclaimed) >= _MAX_COUNTED:
                 key = (kind, -1)  # all others
-            self.unclaimed[key] += 1
+            self._unclaimed[key] += 1
+
+    @property
+    def unclaimed(self) -> Counter[tuple[str, int]]:
+        """Accesses to what is not there: ("in", port), ("out", port), ("read"/"write", page gpa).
+
+        >>> with kvmpy.Machine(kvmpy.asm("in al, 0x91; hlt", 16), format="flat") as m:
+        ...     _ = m.run(timeout=60); m.unclaimed
+        Counter({('in', 145): 1})
+        """
+        with self._counting:
+            return self._unclaimed + self.pc.absent
 
     @property
     def stats(self) -> RunStats:

@@ -8,6 +8,7 @@ devices too, and the tables that tell a kernel of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,8 @@ class Pc:
         attach(self.i8042.command, layout.I8042_COMMAND_PORT)
         attach(self.rtc, layout.RTC_PORT)
         attach(ResetControl(), layout.RESET_CONTROL_PORT)
+        # Nothing is there, and Debian's kernel asks 16,000 times: that is for C to say.
+        self._absent = {port: self.vm.count_io(port) for port in layout.PCI_CONFIG_PORTS}
         if self.vm.has_irqchip:
             attach(self.power, layout.ACPI_PM_PORT)
             attach(PvPanic(), layout.PVPANIC_PORT)
@@ -110,6 +113,18 @@ class Pc:
         if len(apic_ids) < 255:  # whose ids have 8 bits
             build_mp_table(memory, apic_ids, pic=pic)
         return build_acpi(memory, apic_ids, self.slots, pic=pic).rsdp if acpi else None
+
+    @property
+    def absent(self) -> Counter[tuple[str, int]]:
+        """Accesses to what is not there and is answered in C: ("in"/"out", port).
+
+        >>> kvmpy.machine.pc.Pc(vm, None).absent
+        Counter()
+        """
+        counts: Counter[tuple[str, int]] = Counter()
+        for port, counter in self._absent.items():
+            counts["in", port], counts["out", port] = counter.reads, counter.writes
+        return +counts
 
     def disconnect(self) -> None:
         """No interrupt any more: the VM's descriptor is about to go."""

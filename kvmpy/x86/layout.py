@@ -62,6 +62,8 @@ COM1_PORT: Final = 0x3F8
 COM1_IRQ: Final = 4
 PVPANIC_PORT: Final = 0x505  # as in QEMU
 ACPI_PM_PORT: Final = 0x600  # PM1a event block (4 bytes), PM1a control block (2 bytes)
+#: PCI's configuration mechanism #1: the address, and the four bytes of data. No bus is behind it.
+PCI_CONFIG_PORTS: Final = (0xCF8, 0xCFC, 0xCFD, 0xCFE, 0xCFF)
 RESET_CONTROL_PORT: Final = 0xCF9  # Intel chipsets' reset control register
 
 # --- exception and landing stubs ----------------------------------------------------------------

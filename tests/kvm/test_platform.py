@@ -174,3 +174,12 @@ def test_pit_gate_of_channel_2(irqchip_vm):
         hlt
     """
     assert value_out(irqchip_vm, code) & 0x20
+
+
+def test_no_pci_bus_answers():
+    """Reads of PCI's configuration ports give all ones, by C alone: a kernel makes thousands."""
+    code = "mov eax, 0x80000000; mov dx, 0xcf8; out dx, eax; mov dx, 0xcfc; in eax, dx; hlt"
+    with kvmpy.Machine(kvmpy.asm(code, 16), format="flat", memory="2M") as machine:
+        assert machine.cpu.run(timeout=20) == kvmpy.Hlt()  # and nothing that nobody claimed
+        assert machine.cpu.regs.rax == 0xFFFF_FFFF
+        assert machine.unclaimed == {("out", 0xCF8): 1, ("in", 0xCFC): 1}
