@@ -128,10 +128,8 @@ if TYPE_CHECKING:
     )
     from .kvm import KVM as KVM
     from .machine import Machine as Machine
-    from .memory import (
-        GuestMemory as GuestMemory,
-        HugePageFallbackWarning as HugePageFallbackWarning,
-    )
+    from .mapping import HugePageFallbackWarning as HugePageFallbackWarning
+    from .memory import GuestMemory as GuestMemory
     from .routing import (
         HvSintRoute as HvSintRoute,
         IrqchipRoute as IrqchipRoute,
@@ -257,7 +255,7 @@ _WHERE = {
     "KVM": ".kvm",
     "Machine": ".machine",
     "GuestMemory": ".memory",
-    "HugePageFallbackWarning": ".memory",
+    "HugePageFallbackWarning": ".mapping",
     "HvSintRoute": ".routing",
     "IrqchipRoute": ".routing",
     "MsiMessage": ".routing",

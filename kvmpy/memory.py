@@ -9,12 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from . import _native
 from .errors import ClosedError, GuestMemoryError
+from .mapping import map_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,7 +24,6 @@ _ffi = _native.ffi
 Backing = Literal["anonymous", "memfd", "hugetlb"]
 
 PAGE_SIZE = 4096
-HUGE_PAGE_SIZE = 2 << 20
 #: RAM does not reach into the last GiB below 4 GiB: LAPIC, IOAPIC, KVM's own pages and MMIO
 #: devices live there. What does not fit below continues at 4 GiB.
 HOLE_START = 3 << 30
@@ -33,11 +32,6 @@ HOLE_END = 4 << 30
 MAX_GPA = 1 << 52
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_MAP_NORESERVE = 0x4000
-
-
-class HugePageFallbackWarning(UserWarning):
-    """hugetlb memory was asked for and could not be had: ordinary pages back the guest."""
 
 
 def parse_size(size: int | str) -> int:
@@ -71,10 +65,11 @@ class Region:
 
     def __init__(
         self, gpa: int, size: int, read_only: bool, backing: Backing, view: memoryview,
-        fd: int | None = None, _map: mmap.mmap | None = None,
+        fd: int | None = None, _map: mmap.mmap | None = None, _begin: int = 0,
     ):  # fmt: skip
         self.gpa, self.size, self.read_only, self.backing = gpa, size, read_only, backing
         self.view, self.fd, self._map = view, fd, _map
+        self._begin = _begin  # where the region begins in its mapping
 
     @property
     def end(self) -> int:
@@ -117,33 +112,6 @@ class Adopter(Protocol):
 
     def remove(self, region: Region) -> None:
         """A region is about to go."""
-
-
-def _map_region(size: int, backing: Backing) -> tuple[mmap.mmap, Backing, int | None]:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    if backing == "memfd":
-        fd = os.memfd_create("kvmpy-guest", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, size)
-            return mmap.mmap(fd, size, mmap.MAP_SHARED), "memfd", fd
-        except BaseException:
-            os.close(fd)
-            raise
-    if backing == "hugetlb":
-        try:
-            if size % HUGE_PAGE_SIZE:
-                raise OSError(f"{size:#x} bytes are no multiple of 2 MiB")
-            # Reserved, so that a pool that is too small fails here and not in the guest's face.
-            huge = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000
-            return mmap.mmap(-1, size, flags=huge), "hugetlb", None
-        except OSError as error:
-            warnings.warn(
-                f"no hugetlb pages for {size >> 20} MiB of guest memory ({error}): using ordinary "
-                "pages; reserve some with 'sysctl vm.nr_hugepages=N'",
-                HugePageFallbackWarning,
-                stacklevel=4,
-            )
-    return mmap.mmap(-1, size, flags=flags), "anonymous", None
 
 
 class GuestMemory:
@@ -208,10 +176,11 @@ class GuestMemory:
         size = parse_size(size)
         self._check_place(gpa, size)
         try:
-            mapping, actual, fd = _map_region(size, backing)
+            mapping, begin, actual, fd = map_memory(size, backing)
         except (OSError, OverflowError, ValueError) as error:
             raise GuestMemoryError(f"cannot map {size:#x} bytes of memory: {error}") from error
-        region = Region(gpa, size, read_only, actual, memoryview(mapping), fd, mapping)
+        view = memoryview(mapping)[begin : begin + size]
+        region = Region(gpa, size, read_only, actual, view, fd, mapping, begin)
         try:
             self._tell(lambda vm: vm.add(region), lambda vm: vm.remove(region))
         except BaseException:
@@ -476,7 +445,8 @@ def _forget(region: Region, start: int, end: int) -> bool:
     if region.backing not in _FORGET or region._map is None:
         return False
     try:
-        region._map.madvise(_FORGET[region.backing], start - region.gpa, end - start)
+        offset = region._begin + start - region.gpa
+        region._map.madvise(_FORGET[region.backing], offset, end - start)
     except OSError:
         return False
     return True

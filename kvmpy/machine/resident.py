@@ -40,8 +40,8 @@ def measure(memory: GuestMemory) -> Resident:
         for line in file:
             mapping = _MAPPING.match(line)
             if mapping:
-                start = int(mapping[1], 16)
-                inside = any(0 <= start - at < size for at, size in addresses.items())
+                start, end = (int(text, 16) for text in mapping.groups())
+                inside = any(at < end and start < at + size for at, size in addresses.items())
             elif line.startswith(_PAGES):
                 size = int(line.split()[1]) << 10
                 guest, host = (guest + size, host) if inside else (guest, host + size)

@@ -8,14 +8,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from kvmpy.errors import ClosedError, GuestMemoryError
-from kvmpy.memory import (
-    HOLE_END,
-    HOLE_START,
-    MAX_GPA,
-    GuestMemory,
-    HugePageFallbackWarning,
-    parse_size,
-)
+from kvmpy.machine.resident import measure
+from kvmpy.mapping import HUGE_PAGE_SIZE, TRANSPARENT_FROM, HugePageFallbackWarning
+from kvmpy.memory import HOLE_END, HOLE_START, MAX_GPA, GuestMemory, parse_size
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -240,6 +235,34 @@ def test_hugetlb_fallback():
             fell_back = memory.regions[0].backing == "anonymous"
     assert bool(caught) == fell_back
     assert all(w.category is HugePageFallbackWarning for w in caught)
+
+
+def test_a_kernels_memory_can_have_huge_pages():
+    """It begins where a huge page does, asks for them, and is cleared and measured as any other."""
+    with GuestMemory(TRANSPARENT_FROM) as memory:
+        (region,) = memory.regions
+        assert region.hva % HUGE_PAGE_SIZE == 0
+        assert len(region.view) == region.size == TRANSPARENT_FROM
+        memory.write(TRANSPARENT_FROM - 5, b"twice")
+        memory.write(0, b"first")
+        assert TRANSPARENT_FROM > measure(memory).guest >= 2 * 4096
+        memory.zero(HUGE_PAGE_SIZE, TRANSPARENT_FROM - HUGE_PAGE_SIZE)
+        assert memory.read(0, 5) == b"first"
+        assert memory.read(TRANSPARENT_FROM - 5, 5) == bytes(5)
+        flags = advice(region.hva)
+    assert "hg" in flags or not os.path.exists("/sys/kernel/mm/transparent_hugepage")
+
+
+def advice(address):
+    """VmFlags in smaps of the mapping that begins at ``address``."""
+    with open("/proc/self/smaps") as file:
+        inside = False
+        for line in file:
+            if line.startswith(f"{address:x}-"):
+                inside = True
+            if inside and line.startswith("VmFlags:"):
+                return line.split()[1:]
+    return []
 
 
 def test_closed():

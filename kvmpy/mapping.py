@@ -1,0 +1,74 @@
+"""Host memory for guests: mappings of the kinds that may back a region."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from . import _native
+
+if TYPE_CHECKING:
+    from .memory import Backing
+
+_ffi = _native.ffi
+
+HUGE_PAGE_SIZE = 2 << 20
+#: Anonymous memory from this size on asks for transparent huge pages. A kernel in it touches
+#: megabytes, which then cost a fault for each 2 MiB; a small guest touches a few pages, and to
+#: clear 2 MiB for each would take longer than it runs.
+TRANSPARENT_FROM = 64 << 20
+_MAP_NORESERVE = 0x4000
+_MAP_HUGETLB = 0x40000
+
+
+class HugePageFallbackWarning(UserWarning):
+    """hugetlb memory was asked for and could not be had: ordinary pages back the guest."""
+
+
+def map_memory(size: int, backing: Backing) -> tuple[mmap.mmap, int, Backing, int | None]:
+    """A mapping; where in it the memory's ``size`` bytes begin; what really backs it; a memfd's
+    descriptor. Raises OSError, OverflowError or ValueError when the host has none.
+
+    >>> kvmpy.mapping.map_memory(4096, "anonymous")
+    (<mmap.mmap ...>, 0, 'anonymous', None)
+    """
+    if backing == "memfd":
+        fd = os.memfd_create("kvmpy-guest", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            return mmap.mmap(fd, size, mmap.MAP_SHARED), 0, "memfd", fd
+        except BaseException:
+            os.close(fd)
+            raise
+    if backing == "hugetlb":
+        try:
+            if size % HUGE_PAGE_SIZE:
+                raise OSError(f"{size:#x} bytes are no multiple of 2 MiB")
+            # Reserved, so that a pool that is too small fails here and not in the guest's face.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB
+            return mmap.mmap(-1, size, flags=flags), 0, "hugetlb", None
+        except OSError as error:
+            warnings.warn(
+                f"no hugetlb pages for {size >> 20} MiB of guest memory ({error}): using ordinary "
+                "pages; reserve some with 'sysctl vm.nr_hugepages=N'",
+                HugePageFallbackWarning,
+                stacklevel=4,
+            )
+    return (*_map_anonymous(size), "anonymous", None)
+
+
+def _map_anonymous(size: int) -> tuple[mmap.mmap, int]:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    if size < TRANSPARENT_FROM:
+        return mmap.mmap(-1, size, flags=flags), 0
+    # KVM maps a huge page to the guest only where both addresses are multiples of its size, and
+    # mmap() before Linux 6.7 gives any page's: so one huge page more, never touched.
+    mapping = mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=flags)
+    begin = -int(_ffi.cast("uintptr_t", _ffi.from_buffer(mapping))) % HUGE_PAGE_SIZE
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE, begin, size)
+    except OSError:
+        pass  # a kernel without transparent huge pages
+    return mapping, begin
