@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _ffi = _native.ffi
 
 HUGE_PAGE_SIZE = 2 << 20
-#: Anonymous memory from this size on asks for transparent huge pages. A kernel in it touches
+#: Anonymous memory from this size on can have transparent huge pages. A kernel in it touches
 #: megabytes, which then cost a fault for each 2 MiB; a small guest touches a few pages, and to
 #: clear 2 MiB for each would take longer than it runs.
 TRANSPARENT_FROM = 64 << 20
@@ -66,9 +66,4 @@ def _map_anonymous(size: int) -> tuple[mmap.mmap, int]:
     # KVM maps a huge page to the guest only where both addresses are multiples of its size, and
     # mmap() before Linux 6.7 gives any page's: so one huge page more, never touched.
     mapping = mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=flags)
-    begin = -int(_ffi.cast("uintptr_t", _ffi.from_buffer(mapping))) % HUGE_PAGE_SIZE
-    try:
-        mapping.madvise(mmap.MADV_HUGEPAGE, begin, size)
-    except OSError:
-        pass  # a kernel without transparent huge pages
-    return mapping, begin
+    return mapping, -int(_ffi.cast("uintptr_t", _ffi.from_buffer(mapping))) % HUGE_PAGE_SIZE

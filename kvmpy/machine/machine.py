@@ -19,14 +19,13 @@ from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
 from ..errors import ClosedError, StillRunningError
 from ..exits import Exit
+from ..host.backend import kernel_trouble, module_name
 from ..stats import RunStats
 from ..vcpu_thread import pause_all, resume_all
 from ..vm import VM
 from ..x86.modes import Mode
 from .console import Console
-from .expect import Receiver, ScriptConsole
 from .outcome import Outcome, judge
-from .output import printable
 from .pc import Pc, stand_in_for_firmware
 from .publish import WatchMethods
 from .threads import Ending as ThreadEnding, VcpuThreads
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from ..host.topology import Pin
     from ..memory import Backing
     from ..vcpu import VCPU
+    from .expect import Receiver, ScriptConsole
 
 #: Seconds that the last output of a guest with a script may take on its way to it.
 _LAST_OUTPUT = 5.0
@@ -138,12 +138,13 @@ class Machine(WatchMethods):
             with_tables = self.vm.has_irqchip and format in _WITH_TABLES
             rsdp = self.pc.write_tables(range(cpus), acpi=acpi) if with_tables else None
             #: Why a kernel will not come up on this KVM module, "" when it is to.
-            self.trouble = _kernel_trouble() if with_tables else ""
+            self.trouble = kernel_trouble(module_name()) if with_tables else ""
             self.loaded: LoadedImage = load_image(
                 image, self.vm.memory, format=format, cmdline=append, initrd=ramdisk,
                 modules=modules, load_address=load_address, mode=mode, acpi_rsdp=rsdp,
                 rng_seed=os.urandom(_RNG_SEED) if format == "linux" else b"",
             )  # fmt: skip
+            self.vm.memory.prefer_huge_pages()  # the guest's own; an image may be sparse
             #: What ``kvmpy top`` calls it: the kernel's file, or what it is.
             self.name = self.loaded.description
             if isinstance(kernel, (str, os.PathLike)):
@@ -174,8 +175,6 @@ class Machine(WatchMethods):
 
     def _host_cpuid(self, changes: str) -> Cpuid:
         """What this host can give, with the changes asked for."""
-        from ..host.backend import module_name
-
         supported = table = self.vm._kvm.supported_cpuid()
         if self.vm.has_irqchip:
             table, self.masked = table.for_module(module_name())
@@ -255,6 +254,8 @@ class Machine(WatchMethods):
             return self._console
 
     def _make_console(self) -> ScriptConsole:
+        from .expect import ScriptConsole
+
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             console = ScriptConsole(
@@ -337,6 +338,8 @@ class Machine(WatchMethods):
         except StillRunningError as error:
             if self._console is None:
                 raise
+            from .output import printable
+
             tail, title = printable(self._console.tail), self._console.tail_title
             raise StillRunningError(f"{error}\n{title}:\n{tail}") from None
         assert self._outcome is not None
@@ -507,12 +510,6 @@ class Machine(WatchMethods):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _kernel_trouble() -> str:
-    from ..host.backend import kernel_trouble, module_name
-
-    return kernel_trouble(module_name())
 
 
 def _pins(pin: Pin | Sequence[Pin] | None, cpus: int) -> Sequence[frozenset[int] | None]:

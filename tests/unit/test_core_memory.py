@@ -243,6 +243,7 @@ def test_a_kernels_memory_can_have_huge_pages():
         (region,) = memory.regions
         assert region.hva % HUGE_PAGE_SIZE == 0
         assert len(region.view) == region.size == TRANSPARENT_FROM
+        memory.prefer_huge_pages()
         memory.write(TRANSPARENT_FROM - 5, b"twice")
         memory.write(0, b"first")
         assert TRANSPARENT_FROM > measure(memory).guest >= 2 * 4096
