@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kvmpy.boot import aml
+from kvmpy.values import dataclass
 from kvmpy.x86 import layout
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmpy.errors import ImageError
+from kvmpy.values import dataclass
 from kvmpy.x86 import layout
 
 if TYPE_CHECKING:

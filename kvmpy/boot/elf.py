@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kvmpy.boot.flat import check_entry
 from kvmpy.boot.image import EntryState, Image, LoadedImage, Request
 from kvmpy.boot.placement import Placement
 from kvmpy.errors import ImageError
+from kvmpy.values import dataclass
 from kvmpy.x86.modes import Mode
 
 ELFMAG = b"\x7fELF"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kvmpy.errors import ImageError
+from kvmpy.values import dataclass
 from kvmpy.x86.modes import Mode
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ class Request:
             )
 
 
-def _no_registers() -> Mapping[str, int]:
-    return MappingProxyType({})
+_NO_REGISTERS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class EntryState:
     mode: Mode
     rip: int
     rsp: int | None = None
-    regs: Mapping[str, int] = field(default_factory=_no_registers)
+    regs: Mapping[str, int] = _NO_REGISTERS
     ring: int = 0
 
 

@@ -12,7 +12,6 @@ An initrd is handed over as the first module, with an empty string.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmpy.boot import e820, elf
@@ -20,6 +19,7 @@ from kvmpy.boot.flat import check_entry
 from kvmpy.boot.image import EntryState, Image, LoadedImage, Module, Request
 from kvmpy.boot.placement import Placement
 from kvmpy.errors import ImageError
+from kvmpy.values import dataclass
 from kvmpy.x86 import layout
 from kvmpy.x86.modes import Mode
 

@@ -48,6 +48,18 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse makes one for each option, and each would ask shutil, a large import, for the
+    terminal's width."""
+
+    def __init__(self, prog: str):
+        try:
+            columns = int(os.environ["COLUMNS"])
+        except (KeyError, ValueError):
+            columns = os.get_terminal_size(1).columns if os.isatty(1) else 80
+        super().__init__(prog, width=columns - 2)
+
+
 def _fail(message: object, status: int) -> int:
     print(f"kvmpy: {message}", file=sys.stderr)
     return status
@@ -55,7 +67,9 @@ def _fail(message: object, status: int) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     command = importlib.import_module(f".{name}", __name__)
-    parser = argparse.ArgumentParser(prog=f"kvmpy {name}", description=command.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"kvmpy {name}", description=command.__doc__, formatter_class=_Help
+    )
     command.add_arguments(parser)
     status: int = command.run(parser.parse_args(argv))
     return status

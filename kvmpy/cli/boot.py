@@ -19,7 +19,7 @@ from ..errors import ImageError, KvmpyError
 from ..machine import Machine, Outcome
 from ..memory import parse_size
 from ..x86.modes import Mode
-from . import USAGE, boot_report
+from . import USAGE
 
 if TYPE_CHECKING:
     from ..devices.virtio import VirtioDevice
@@ -274,6 +274,7 @@ def _boot(args: argparse.Namespace) -> int:
 def _run_watched(machine: Machine, args: argparse.Namespace) -> int:
     """Run with the serial port read for --expect, or for the moment init starts."""
     from ..errors import ExpectEof
+    from . import boot_report
 
     begun = time.monotonic()
     machine.start(timeout=args.timeout, max_exits=args.max_exits)
@@ -315,4 +316,6 @@ def _tell(machine: Machine, outcome: Outcome, stats: bool) -> None:
     if outcome.ending != "debug-exit" or outcome.status:
         print(f"kvmpy: {outcome.text}", file=sys.stderr)
     if stats:
+        from . import boot_report
+
         print(boot_report.stats_text(machine, outcome), file=sys.stderr)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .. import exits
 from ..exits import Exit
+from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU

@@ -18,7 +18,6 @@ from ..devices import (
     I8042,
     DebugConsole,
     DebugExit,
-    Ioapic,
     PostPort,
     PowerManagement,
     PvPanic,
@@ -83,6 +82,8 @@ class Pc:
         self.power.connect_line(fd, layout.SCI_IRQ)
 
     def _connect_ioapic(self) -> None:
+        from ..devices import Ioapic
+
         ioapic = Ioapic()
         ioapic.connect(self.vm)
         self.serial.connect_ioapic(ioapic, layout.COM1_IRQ)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import _native
+from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..memory import GuestMemory

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .. import _native
 from ..errors import ClosedError, StillRunningError
+from ..values import dataclass
 from ..vcpu import VCPU
 from ..vcpu_thread import _take_back, arrive, pause_all, resume_all
 

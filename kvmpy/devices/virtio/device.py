@@ -6,11 +6,11 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ... import _native
 from ...errors import ClosedError, GuestMemoryError, KvmpyError
+from ...values import dataclass
 
 if TYPE_CHECKING:
     from typing import Self
