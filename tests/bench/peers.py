@@ -90,6 +90,29 @@ def _qemu(guest: Guest, words: str) -> list[str]:
 
 VMMS = {"kvmpy": _kvmpy, "qemu": _qemu}
 
+# What both load: in the rig each file is fetched from the host, message by message. A change of
+# its time stamps, to what they are, has overlayfs take it into the guest's memory, as a machine of
+# one's own has it in its page cache.
+_LOADED = """\
+import sys, kvmpy.cli.boot, kvmpy.cpuid_edit, kvmpy.devices.virtio.block, kvmpy.state.xsave
+for module in list(sys.modules.values()):
+    for name in "__file__", "__cached__":
+        print(getattr(module, name, None) or "")
+"""
+
+
+def _settle(python: str) -> None:
+    qemu = shutil.which("qemu-system-x86_64") or ""
+    firmware = (f"/usr/share/qemu/{name}.bin" for name in ("bios-microvm", "linuxboot_dma", "pvh"))
+    files = {python, os.path.realpath(python), qemu, *firmware}
+    files |= set(_output([python, "-c", _LOADED]).splitlines())
+    for program in [name for name in files if name.endswith(".so")] + [python, qemu]:
+        files |= set(re.findall(r"(/\S+) \(0x", _output(["ldd", program])))
+    for name in files:
+        if os.path.isfile(name):
+            status = os.stat(name)
+            os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns))
+
 
 class Run:
     """One boot: a process whose standard output is the guest's serial port."""
@@ -99,7 +122,7 @@ class Run:
         self._deadline = time.monotonic() + LIMIT
         self.begun = time.monotonic()
         self.process = subprocess.Popen(
-            VMMS[name](guest, f"console=ttyS0 quiet panic=-1 modules=virtio* {words}"),
+            VMMS[name](guest, f"console=ttyS0 quiet panic=-1 modules=virti*[!t] {words}"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,8 +228,8 @@ def _progress(text: str) -> None:
     print(f"bench: {text} ...", file=sys.stderr, flush=True)
 
 
-def _version(argv: Sequence[str]) -> str:
-    return subprocess.run(argv, capture_output=True, text=True).stdout.partition("\n")[0]
+def _output(argv: Sequence[str]) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, cwd="/").stdout
 
 
 def main() -> int:
@@ -227,8 +250,11 @@ def main() -> int:
         initrd, disk = Path(directory, "initrd"), Path(directory, "disk.img")
         initramfs.write(initrd, kernel, {"bench.sh": _DD})
         disk.write_bytes(os.urandom(1 << 20) * (DISK >> 20))
-        samples = measure(Guest(args.python, kernel.bzimage, initrd, disk), args.rounds)
-    qemu = _version(["qemu-system-x86_64", "--version"])
+        image = Path(shutil.copy(kernel.bzimage, directory))
+        if os.environ.get("KVMPY_RIG"):
+            _settle(args.python)
+        samples = measure(Guest(args.python, image, initrd, disk), args.rounds)
+    qemu = _output(["qemu-system-x86_64", "--version"]).partition("\n")[0]
     print(f"{qemu}; Linux {platform.release()}, {os.cpu_count()} CPUs")
     print(f"{args.rounds} rounds in turns, medians; disk image in {tempfile.gettempdir()}\n")
     print(table(rows(samples), peer="QEMU"))

@@ -77,7 +77,8 @@ class Job:
     """What a rig is to run.  ``memory`` is in MiB; ``environment`` is added to the guest's.
 
     ``kernel`` is the Debian package of its kernel; ``kernel_arguments`` go on that one's command
-    line, module parameters among them.
+    line, module parameters among them. ``count_instructions``: its clock shows what it has executed
+    and not how long that took (svm).
     """
 
     command: Sequence[str]
@@ -87,6 +88,7 @@ class Job:
     junit: bool = False
     verbose: bool = False
     kernel_arguments: str = ""
+    count_instructions: bool = False
     extra_files: Sequence[Path] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 

@@ -68,6 +68,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         junit=arguments.junit is not None,
         verbose=arguments.verbose,
         kernel_arguments=arguments.kernel_arguments,
+        count_instructions=arguments.count_instructions,
         extra_files=arguments.add,
         environment=dict(pair.split("=", 1) for pair in arguments.env),
     )
@@ -107,6 +108,12 @@ def _parse() -> argparse.Namespace:
         metavar="TEXT",
         help="added to the kernel's command line; kvm_intel.unrestricted_guest=0 sets a parameter",
     )
+    parser.add_argument(
+        "--count-instructions",
+        action="store_true",
+        help="svm: a clock by which each instruction takes 1 ns and a pause as long as it takes, so"
+        " that other work on this machine does not change the figures",
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument(
         "--add",
@@ -132,6 +139,8 @@ def _parse() -> argparse.Namespace:
         arguments.command = ["sh", "-c", arguments.shell]
     if arguments.rig == "vmx" and arguments.cpus != 1:
         parser.error("the vmx rig has one CPU")
+    if arguments.rig == "vmx" and arguments.count_instructions:
+        parser.error("the vmx rig always counts instructions")
     if any("=" not in pair for pair in arguments.env):
         parser.error("--env takes NAME=VALUE")
     return arguments

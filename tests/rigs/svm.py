@@ -80,5 +80,6 @@ def _options(job: guest.Job, ports: Ports, image: Path, initrd: Path) -> list[st
         " -fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
         " -device virtio-9p-pci,fsdev=host,mount_tag=host"
     )
+    machine += ["-icount", "shift=0"] if job.count_instructions else []
     boot = ["-kernel", str(image), "-initrd", str(initrd), "-append", append]
     return [*machine, *boot, *serial]
