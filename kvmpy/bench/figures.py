@@ -146,13 +146,15 @@ class Figure:
 
     @property
     def resolved(self) -> bool:
-        """Whether it can be told apart from nothing: the interval of its median lies above 0, and
-        the median is two steps of the clock or more.
+        """Whether it can be told apart from nothing: the interval of its median lies above 0 and is
+        narrower than the median, which is two steps of the clock or more.
 
         >>> kvmpy.bench.figures.figures(report)[0].resolved
         True
         """
         if self.summary is None or self.summary.interval.low <= 0:
+            return False
+        if self.summary.interval.half_width > 0.5:
             return False
         return self.summary.median >= 2 * resolution(self.row)
 

@@ -125,6 +125,13 @@ class TestText:
         (_, cells) = tables.figure_table("native", found).rows
         assert cells[:5] == ("nothing", "~0", "~0", "-", "~0")
         assert "~0: not told apart" in tables.legend(found)
+        wide = tuple(2 + 90 * (vm % 2) for vm in row.vms)  # above 0, but anything up to twice it
+        (uncertain,) = figures(
+            dataclasses.replace(report, rows=(dataclasses.replace(row, samples=wide),))
+        )
+        assert uncertain.summary is not None
+        assert uncertain.summary.interval.low > 0
+        assert not uncertain.resolved
         assert "~0" not in tables.legend(figures(made_up.report()))
         assert "<svg" not in to_html(report)
         shift = tables._shift_cells(Interval(0.02, -0.01, 0.05, 0.95), -0.117)
