@@ -7,6 +7,7 @@ class of its own, and everything that prints figures prints one class at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -105,12 +106,14 @@ def by_vm(row: Row) -> tuple[tuple[float, ...], ...]:
 class Figure:
     """A row and what its samples say. ``summary`` is in the row's unit, None without samples.
 
-    ``ns``: nanoseconds in a unit, None where the rate of the TSC is not known.
+    ``ns``: nanoseconds in a unit, None where the rate of the TSC is not known. ``resolution``: the
+    smallest difference that its clock can show, in its unit.
     """
 
     row: Row
     summary: Summary | None
     ns: float | None
+    resolution: float = 0.0
 
     @property
     def kind(self) -> Class:
@@ -156,7 +159,7 @@ class Figure:
             return False
         if self.summary.interval.half_width > 0.5:
             return False
-        return self.summary.median >= 2 * resolution(self.row)
+        return self.summary.median >= 2 * self.resolution
 
     @property
     def statistics(self) -> dict[str, float | int | None]:
@@ -221,7 +224,7 @@ def figure(row: Row, disclosure: Disclosure) -> Figure:
     slopes = row.measure == "round-trip" and row.kind in _SLOPES
     step = resolution(row)
     summary = summarize(groups, resolution=step, slopes=slopes) if groups else None
-    return Figure(row, summary, rate(row, disclosure))
+    return Figure(row, summary, rate(row, disclosure), step)
 
 
 def resolution(row: Row) -> float:
@@ -236,8 +239,10 @@ def resolution(row: Row) -> float:
     2.6
     """
     some = row.samples[:_ENOUGH_TO_TELL]
-    for step in range(_LARGEST_STEP, 1, -1):
-        if len(set(some)) > 1 and sum(n % step == 0 for n in some) >= 0.95 * len(some):
+    odd = len(some) // 20
+    for step in range(_LARGEST_STEP, 1, -1) if len(set(some)) > 1 else ():
+        others = (n for n in some if n % step)
+        if next(itertools.islice(others, odd, None), None) is None:
             return step / row.calls
     return 1 / row.calls
 

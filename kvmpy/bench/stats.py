@@ -181,28 +181,36 @@ def bootstrap_interval(
         raise ValueError(f"{len(groups)} group: the bootstrap draws among several")
     ordered = [sorted(checked(group)) for group in groups]
     pooled = sorted(sample for group in ordered for sample in group)
+    # The median of any draw lies between the groups' own medians: only those values are looked at.
+    own = [group[(len(group) - 1) // 2] for group in ordered]
+    first, last = bisect_left(pooled, min(own)), bisect_right(pooled, max(own))
+    values = sorted(set(pooled[first:last]))
+    below = [[bisect_right(group, value) for value in values] for group in ordered]
+    sizes = list(map(len, ordered))
     choose = random.Random(seed).choices
+    places = range(len(groups))
     medians = sorted(
-        _median_of(choose(ordered, k=len(ordered)), pooled) for _ in range(max(1, resamples))
+        values[_median_of(choose(places, k=len(groups)), below, sizes)]
+        for _ in range(max(1, resamples))
     )
     tail = (1 - confidence) / 2
     low, high = _quantile(medians, tail), _quantile(medians, 1 - tail)
     return Interval(median(pooled), low, high, confidence)
 
 
-def _median_of(drawn: Groups, pooled: Sequence[float]) -> float:
-    """The lower median of all samples of the groups ``drawn``, each sorted; ``pooled`` has all
-    values there are, sorted. Without merging: the answer is one of ``pooled``, found by halves."""
-    half = (sum(map(len, drawn)) + 1) // 2
-    low, high = 0, len(pooled) - 1
+def _median_of(drawn: Sequence[int], below: Sequence[Sequence[int]], sizes: Sequence[int]) -> int:
+    """Which value is the lower median of all samples of the groups ``drawn``, without merging them:
+    ``below[group][value]`` samples of a group are that value or less. Found by halves."""
+    half = (sum([sizes[group] for group in drawn]) + 1) // 2
+    counts = [below[group] for group in drawn]
+    low, high = 0, len(counts[0]) - 1
     while low < high:
         middle = (low + high) // 2
-        value = pooled[middle]
-        if sum(bisect_right(group, value) for group in drawn) >= half:
+        if sum([count[middle] for count in counts]) >= half:
             high = middle
         else:
             low = middle + 1
-    return pooled[low]
+    return low
 
 
 def fences(

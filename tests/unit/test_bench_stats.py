@@ -77,12 +77,17 @@ class TestOneSample:
             hits += interval.low <= 100 <= interval.high
         assert 0.88 <= hits / 300 <= 0.99  # a percentile bootstrap of 12 is a little narrow
 
-    @given(st.lists(st.lists(VALUES, min_size=1, max_size=6), min_size=1, max_size=5))
-    def test_median_among_drawn_groups_is_the_merged_ones(self, groups: list[list[float]]) -> None:
-        ordered = [sorted(group) for group in groups]
-        pooled = sorted(itertools.chain(*groups, [-1e13, 1e13]))  # others were not drawn
-        expected = statistics.median_low(itertools.chain(*groups))
-        assert stats._median_of(ordered, pooled) == expected
+    @given(st.lists(st.lists(VALUES, min_size=1, max_size=6), min_size=2, max_size=5))
+    def test_bootstrap_is_that_of_merged_groups(self, groups: list[list[float]]) -> None:
+        """Only values between the groups' medians are looked at; merging every draw is the same."""
+        choose = random.Random(5).choices
+        medians = sorted(
+            statistics.median_low(itertools.chain(*choose(groups, k=len(groups))))
+            for _ in range(40)
+        )
+        found = stats.bootstrap_interval(groups, resamples=40, seed=5)
+        assert found.low == stats.percentile(medians, 100 * ((1 - found.confidence) / 2))
+        assert found.high == stats.percentile(medians, 100 * (1 - (1 - found.confidence) / 2))
 
     @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf]])
     def test_nothing_and_what_is_not_finite_is_refused(self, bad: list[float]) -> None:
