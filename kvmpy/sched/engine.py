@@ -245,7 +245,6 @@ class _Experiment:
         self.pins, self.threads = pins, threads
         self._finished: set[int] = set()
         self._all_finished = Event()
-        self._all_there = Event()
         self.guest = guests.Guest(pins, system_call, self._on_finished)
         self.kernels = self.guest.kernels
         self.has_steal = all(kernel.has_steal for kernel in self.kernels)
@@ -280,12 +279,10 @@ class _Experiment:
         begin = _pair()
         try:
             runner.start()
-            self._all_there.set()
             self._wait(runner, time.monotonic() + seconds)
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            self._all_there.set()
             if not runner.stop(_STOP_WITHIN):
                 raise GuestError("the vCPUs did not stop")
         end = _pair()
@@ -305,7 +302,6 @@ class _Experiment:
 
     def _body(self, cpu: VCPU) -> Exit:
         account = self._accounts[cpu.id]
-        self._all_there.wait()  # a thread is long in starting where vCPUs are at work already
         account.read(cpu)
         try:
             return cpu.run()

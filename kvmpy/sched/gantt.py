@@ -67,13 +67,16 @@ def _text(shown: Sequence[Lane], start: int, end: int) -> Iterator[str]:
 
 
 def _bar(lane: Lane, start: int, end: int) -> str:
-    """A character for each column: what fills most of it, if anything fills half."""
+    """A character for each column: what fills most of it, if anything fills half. What is shorter
+    than a column counts for half of the one it is in: however short, it is there."""
     columns: list[dict[str, float]] = [{} for _ in range(_BARS)]
     scale = _BARS / (end - start)
     for part in within(lane.parts, start, end):
         left, right = (part.start - start) * scale, (part.end - start) * scale
         for column in range(int(left), min(int(right) + 1, _BARS)):
             covered = min(right, column + 1) - max(left, column)
+            if right - left < 1 and int((left + right) / 2) == column:
+                covered = max(covered, 0.5)
             mark = _mark(lane, part)
             columns[column][mark] = columns[column].get(mark, 0.0) + covered
     empty = NOBODY if lane.level == 0 else " "

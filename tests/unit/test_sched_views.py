@@ -58,10 +58,10 @@ def test_a_picture_fits_80_columns():
 
 
 def test_columns_show_what_fills_them():
-    """One that is mostly empty is empty."""
+    """One that is mostly empty is empty; but what is short is not lost."""
     lane = Lane("pCPU 0", 0, 0, (Part(0, 640, 0), Part(640, 660, 1), Part(1000, 1280, 1)))
     bar = gantt._bar(lane, 0, 6400)
-    assert bar == "0" * 6 + "0" + "." * 3 + "111" + "." * 51
+    assert bar == "0" * 6 + "1" + "." * 3 + "111" + "." * 51
 
 
 def test_a_thread_without_its_vcpu_is_told_apart():
