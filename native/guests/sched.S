@@ -26,11 +26,16 @@
         .endr
 .endm
 
-// The TSC in RAX. Clobbers RDX.
+// The TSC in RAX, and in R11 KVM's steal time at that moment: had the host taken the vCPU away in
+// between, the steal time would have changed. Clobbers RDX.
 .macro NOW
+.Lnow\@:
+        mov     r11, gs:[STEAL]
         rdtsc
         shl     rdx, 32
         or      rax, rdx
+        cmp     r11, gs:[STEAL]
+        jne     .Lnow\@
 .endm
 
         .text
@@ -93,7 +98,7 @@
         jmp     back
 
 // ---- Ring 0: the scheduler ---------------------------------------------------
-// R12: when ring 0 was entered; R13D: why; R14D: the thread that ran.
+// R12: when ring 0 was entered; R11: the steal time then; R13D: why; R14D: the thread that ran.
 preempt:
         mov     r14d, gs:[CURRENT]
         mov     ecx, gs:[QUEUE_TAIL]
@@ -163,8 +168,7 @@ write_down:
         mov     rcx, [rsp + 8 + SAVED_RBX]      // the return address is on the stack, too
         mov     [r8 + SWITCH_ALIVE], rcx
         mov     [r8 + SWITCH_ENTERED], r12
-        mov     rax, gs:[STEAL]
-        mov     [r8 + SWITCH_STEAL_IN], rax
+        mov     [r8 + SWITCH_STEAL_IN], r11
         mov     eax, r13d               // reason << 16 | to << 8 | from
         shl     eax, 8
         or      eax, edi
@@ -173,11 +177,10 @@ write_down:
         mov     [r8 + SWITCH_INFO], rax
         ret
 
-// The rest, as late as can be: when ring 0 was left. Clobbers RAX, RCX, RDX.
+// The rest, as late as can be: when ring 0 was left. Clobbers RAX, RCX, RDX, R11.
 close_record:
-        mov     rcx, gs:[STEAL]
-        mov     [r8 + SWITCH_STEAL_OUT], rcx
         NOW
+        mov     [r8 + SWITCH_STEAL_OUT], r11
         mov     [r8 + SWITCH_LEFT], rax
         mov     gs:[RESUMED], rax
         mov     rcx, gs:[SWITCHES]
@@ -231,7 +234,6 @@ sample:
 record:
         mov     rdx, rax
         sub     rdx, rcx
-        mov     rsi, gs:[STEAL]
         mov     ecx, 1
         xadd    gs:[GAPS], rcx
         mov     rdi, rcx
@@ -240,7 +242,7 @@ record:
         add     rdi, gs:[SELF]
         mov     [rdi + GAP_LOG + GAP_START], rdx
         mov     [rdi + GAP_LOG + GAP_END], rax
-        mov     [rdi + GAP_LOG + GAP_STEAL], rsi
+        mov     [rdi + GAP_LOG + GAP_STEAL], r11
         inc     rcx
         mov     [rdi + GAP_LOG + GAP_NUMBER], rcx
         jmp     3b
