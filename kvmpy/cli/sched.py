@@ -48,6 +48,11 @@ def _pcpus(text: str) -> tuple[int, ...]:
     return pcpus
 
 
+def _nice(text: str) -> tuple[int, ...]:
+    number = _number(-20, 19, int)
+    return tuple(int(number(part)) for part in text.split(","))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``sched``."""
     add = parser.add_argument
@@ -64,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--program", choices=("spin", "yield", "write"), default="spin",
         help="what guest threads do: look at the clock for ever; look at it and yield; write a "
         "line and yield, three times (spin)")  # fmt: skip
+    add("--nice", type=_nice, default=(), metavar="LIST",
+        help="nice values for the vCPUs, in turn: --nice=0,10 (this process's own)")  # fmt: skip
     add("--html", metavar="FILE", help="one page with the picture and all tables")
     add("--svg", metavar="FILE", help="the picture alone")
     add("--trace", metavar="FILE", help="a Chrome trace, which ui.perfetto.dev opens")
@@ -81,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         result = sched.run(
             args.vcpus, pcpus, args.threads, args.seconds, slice_ms=args.slice, gap_us=args.gap,
-            program=args.program,
+            program=args.program, nice=args.nice,
         )  # fmt: skip
     except ValueError as error:
         print(f"kvmpy sched: {error}", file=sys.stderr)

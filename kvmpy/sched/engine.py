@@ -17,6 +17,7 @@ from .. import _native
 from ..errors import KvmpyError, UnsupportedError
 from ..exits import Exit, Kicked
 from ..host import backend, topology
+from ..host.scheduling import Scheduling, schedule
 from ..machine.threads import VcpuThreads
 from ..vcpu import VCPU
 from . import guest as guests, timeline
@@ -110,6 +111,7 @@ def run(
     program: str = "spin",
     work: int = 0,
     system_call: str | None = None,
+    nice: Sequence[int] = (),
 ) -> Result:
     """Run ``vcpus`` on ``pcpus``, in turn, each with ``threads`` guest threads, for ``seconds``, or
     until all threads have ended; Ctrl-C ends it with what was seen.
@@ -125,10 +127,12 @@ def run(
         work: bytes that each thread uses at a turn, 0..16384; "yield" only.
         system_call: how threads call their kernel: "syscall", "int80" or "int3". None: SYSCALL, or
             INT 3 where ring 0 is interpreted, since SYSCALL stays in ring 3 there.
+        nice: the vCPUs' threads get these values, -20..19, in turn; none: as this thread has it.
 
     Raises:
         ValueError: an argument is out of range.
         PinError: this process may not use a pCPU.
+        SchedulingError: it may not have a nice value.
         GuestError: the guest failed.
 
     >>> with kvmpy.KVM():
@@ -146,7 +150,7 @@ def run(
             f"system_call {system_call!r}: not one of {', '.join(guests.SYSTEM_CALLS)}"
         )
     pins = [pcpus[i % len(pcpus)] for i in range(vcpus)]
-    with _Experiment(pins, threads, system_call) as experiment:
+    with _Experiment(pins, threads, system_call, _dealt(nice, vcpus)) as experiment:
         experiment.prepare(program, round(slice_ms * 1e6), round(gap_us * 1e3), work)
         interrupted = experiment.run(seconds)
         return Result(
@@ -189,6 +193,12 @@ def switch_costs(
         )
         for count in counts
     )
+
+
+def _dealt(nice: Sequence[int], vcpus: int) -> list[Scheduling | None]:
+    if not nice:
+        return [None] * vcpus
+    return [Scheduling("other", nice=nice[i % len(nice)]) for i in range(vcpus)]
 
 
 def _check(
@@ -241,8 +251,14 @@ def _notes(verdict: backend.Verdict, has_steal: bool) -> list[str]:
 class _Experiment:
     """One run of a guest."""
 
-    def __init__(self, pins: Sequence[int], threads: int, system_call: str):
-        self.pins, self.threads = pins, threads
+    def __init__(
+        self,
+        pins: Sequence[int],
+        threads: int,
+        system_call: str,
+        scheduling: Sequence[Scheduling | None],
+    ):
+        self.pins, self.threads, self._scheduling = pins, threads, scheduling
         self._finished: set[int] = set()
         self._all_finished = Event()
         self.guest = guests.Guest(pins, system_call, self._on_finished)
@@ -287,8 +303,8 @@ class _Experiment:
                 raise GuestError("the vCPUs did not stop")
         end = _pair()
         self.clock = timeline.Clock(begin[0], end[0], _khz(begin, end))
-        self._empty(final=True)
         ending = runner.wait(0)
+        self._empty(final=True)
         if not isinstance(ending.value, Kicked):
             raise GuestError(f"vCPU {ending.vcpu.id} ended with {ending.value}")
         return interrupted
@@ -302,6 +318,9 @@ class _Experiment:
 
     def _body(self, cpu: VCPU) -> Exit:
         account = self._accounts[cpu.id]
+        scheduling = self._scheduling[cpu.id]
+        if scheduling is not None:
+            schedule(scheduling)
         account.read(cpu)
         try:
             return cpu.run()
@@ -326,6 +345,7 @@ class _Experiment:
             raw, self.clock, threads=self.threads, pcpu=self.pins[index], gap_ns=self._gap_ns,
             has_steal=self.has_steal,
         )  # fmt: skip
+        scheduling = self._scheduling[index]
         return Vcpu(
             id=kernel.cpu.id,
             pcpus=(self.pins[index],),
@@ -340,6 +360,7 @@ class _Experiment:
             host=self._accounts[kernel.cpu.id].view(self.clock),
             lost=kernel.switches.lost + kernel.gaps.lost,
             damaged=kernel.switches.damaged + kernel.gaps.damaged + line.damaged,
+            nice=scheduling.nice if scheduling is not None else None,
         )
 
     def _thread(self, kernel: guests.Kernel, thread: int, line: timeline.Timeline) -> Thread:

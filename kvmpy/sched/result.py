@@ -21,7 +21,7 @@ STALL_NS: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The vCPU was on its pCPU from ``start`` to ``end``; ``pcpu`` -1: on one of several."""
+    """The vCPU was on ``pcpu`` from ``start`` to ``end``."""
 
     start: int
     end: int
@@ -96,7 +96,8 @@ class HostView:
 
 @dataclass(frozen=True, slots=True)
 class Vcpu:
-    """One vCPU, seen from ``start`` to ``end``. ``pcpus``: where its thread may run.
+    """One vCPU, seen from ``start`` to ``end``. ``pcpus``: where its thread may run; ``nice``: what
+    it was given, None if nothing.
 
     ``steal``: what KVM's steal time gained between the two, in ns, or None. ``lost``: records that
     were overwritten before they were read; ``damaged``: those that make no sense.
@@ -115,6 +116,7 @@ class Vcpu:
     host: HostView
     lost: int = 0
     damaged: int = 0
+    nice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,9 @@ def vcpus(result: Result) -> Table:
     """The host's level: what each vCPU had of its pCPU.
 
     >>> kvmpy.sched.summary.vcpus(sched_result).rows[0]
-    ('vCPU 0', '0', '57.1%', '4', '4000', '4000', '4000', '11.97')
+    ('vCPU 0', '0', '-', '57.1%', '4', '4000', '4000', '4000', '11.97')
     """
-    header = ("", "pCPU", "share", "slices", "slice us", "p99 us", "away us", "steal ms")
+    header = ("", "pCPU", "nice", "share", "slices", "slice us", "p99 us", "away us", "steal ms")
     rows = tuple(_vcpu_row(vcpu) for vcpu in result.vcpus)
     fairness = ", ".join(
         f"pCPU {pcpu}: {_index(index)}" for pcpu, index in metrics.vcpu_fairness(result).items()
@@ -77,6 +77,7 @@ def _vcpu_row(vcpu: Vcpu) -> tuple[str, ...]:
     slices, away = metrics.on_pcpu(vcpu), metrics.gaps(vcpu, "descheduled")
     return (
         f"vCPU {vcpu.id}", ",".join(map(str, vcpu.pcpus)),
+        DASH if vcpu.nice is None else str(vcpu.nice),
         share(slices.total / metrics.seen(vcpu)) if metrics.seen(vcpu) else DASH,
         _count(slices.count), _us(slices.median), _us(slices.p99), _us(away.median),
         DASH if vcpu.steal is None else f"{vcpu.steal / 1e6:.2f}",

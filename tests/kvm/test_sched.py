@@ -194,6 +194,14 @@ def test_a_guest_that_scribbles_over_its_queue():
         assert kernel.queue() == ()
 
 
+def test_nice_is_a_weight(pcpu):
+    """The host gives a vCPU with nice 10 about a tenth of what one with nice 0 gets."""
+    result = kvmpy.sched.run(2, (pcpu,), 1, SECONDS / 2, nice=(0, 10))
+    assert [vcpu.nice for vcpu in result.vcpus] == [0, 10]
+    first, second = (vcpu.host.run for vcpu in result.vcpus)
+    assert second < 0.5 * first
+
+
 @pytest.mark.skipif(len(topology.allowed_cpus()) < 2, reason="needs two pCPUs")
 def test_vcpus_are_dealt_to_pcpus():
     """In turn; on pCPUs of their own they do not wait for each other."""

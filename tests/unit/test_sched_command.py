@@ -43,12 +43,14 @@ def asked(monkeypatch):
         ("--pcpus", "3-1", "'3-1' in the CPU list '3-1' is not a range"),
         ("--pcpus", "", "no pCPU in the list"),
         ("--program", "sleep", "invalid choice"),
+        ("--nice=0,20", None, "20 is not in -20..19"),
+        ("--nice=0,", None, "'' is not a number"),
     ],
 )
 def test_what_cannot_be(option, value, says, capsys, asked):
     """Status 2, with what is wrong; nothing is run."""
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["sched", option, value])
+        cli.main(["sched", *(text for text in (option, value) if text is not None)])
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
     assert asked == []
@@ -67,7 +69,7 @@ def test_the_first_pcpu_by_default(capsys, asked):
     assert cli.main(["sched"]) == 0
     ((args, options),) = asked
     assert args == (2, (min(topology.allowed_cpus()),), 3, 5.0)
-    assert options == {"slice_ms": 10.0, "gap_us": 20.0, "program": "spin"}
+    assert options == {"slice_ms": 10.0, "gap_us": 20.0, "program": "spin", "nice": ()}
     assert capsys.readouterr().out.startswith("2 vCPUs on pCPU 0")
 
 
