@@ -49,11 +49,13 @@ def test_two_vcpus_share_a_pcpu(shared):
 
 
 def test_never_both_at_once(shared):
-    """By their own clocks, which are one clock, they take turns on the pCPU."""
+    """By their own clocks, which are one clock, they take turns on the pCPU. Where a gap was a wait
+    and a stall (an emulated CPU, or a host that is a guest), their order is a guess."""
     first, second = ([(part.start, part.end) for part in vcpu.slices] for vcpu in shared.vcpus)
     both = sum(end - start for start, end in kvmpy.sched.timeline.common(first, second))
     assert len(first) > 2
-    assert both <= 0.02 * shared.wall
+    stalls = sum(total(vcpu, "stall") for vcpu in shared.vcpus)
+    assert both <= 0.02 * shared.wall + stalls
 
 
 def test_slices_and_gaps_are_the_whole(shared):
