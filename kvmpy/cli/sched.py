@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pCPUs they run on, in turn: 0-3, 0,2 (the first this process may use)")  # fmt: skip
     add("--threads", type=_number(1, 16, int), default=3, metavar="N",
         help="guest threads on each vCPU, 1..16 (3)")  # fmt: skip
-    add("--seconds", type=_number(0, 3600), default=5.0, metavar="S", help="how long (5)")
+    add("--seconds", type=_number(0, 600), default=5.0, metavar="S", help="how long (5)")
     add("--slice", type=_number(0.01, 1000), default=10.0, metavar="MS",
         help="the guest's time slice in ms (10)")  # fmt: skip
     add("--gap", type=_number(1, 10_000), default=20.0, metavar="US",

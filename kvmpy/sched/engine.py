@@ -30,7 +30,7 @@ _SCHEDSTAT: Final = "/proc/thread-self/schedstat"
 _EMPTY_EVERY: Final = 0.5  # seconds; the logs have room for tens of thousands of records
 _STOP_WITHIN: Final = 10.0
 _CALIBRATE: Final = 0.02  # seconds that are enough for 50 ppm
-LONGEST: Final = 3600.0
+LONGEST: Final = 600.0  # seconds: all records are kept
 _SLICE_NS: Final = (10_000, 1_000_000_000)
 
 
@@ -120,7 +120,7 @@ def run(
         vcpus: 1..64. The first is bound to the first of ``pcpus``, and so on, and round again.
         pcpus: pCPUs that this process may use.
         threads: of each vCPU, 1..16.
-        seconds: up to an hour.
+        seconds: 0..600.
         slice_ms: the guest's time slice, 0.01..1000.
         gap_us: time without a sign of life that is noted as a gap, 1..10000.
         program: what the threads do, one of `kvmpy.sched.guest.PROGRAMS`.
@@ -178,7 +178,8 @@ def switch_costs(
 ) -> tuple[SwitchCost, ...]:
     """What going from one guest thread to the next costs, for each number of threads in ``counts``:
     on one vCPU on ``pcpu``, for ``seconds`` each; every thread writes to ``work`` bytes of its own
-    between two yields, so that more threads need more of the caches.
+    between two yields, so that more threads need more of the caches. Ctrl-C ends it with those that
+    are done.
 
     Raises what :func:`run` does.
 
@@ -187,12 +188,13 @@ def switch_costs(
     ...     [cost.threads for cost in kvmpy.sched.switch_costs(pcpu, (1, 2), seconds=0.02)]
     [1, 2]
     """
-    return tuple(
-        switch_cost(
-            run(1, (pcpu,), count, seconds, program="yield", work=work, gap_us=1000.0), work
-        )
-        for count in counts
-    )
+    found = []
+    for count in counts:
+        result = run(1, (pcpu,), count, seconds, program="yield", work=work, gap_us=1000.0)
+        if result.interrupted:
+            break
+        found.append(switch_cost(result, work))
+    return tuple(found)
 
 
 def _dealt(nice: Sequence[int], vcpus: int) -> list[Scheduling | None]:
