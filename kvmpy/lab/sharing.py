@@ -21,12 +21,14 @@ from ..report.table import DASH, Table, share
 from ..sched import gantt, metrics
 from ..sched.lanes import window
 from ..sched.result import Vcpu
+from ..sched.timeline import common
 
 _VCPUS: Final = 2
 _THREADS: Final = 2
 _SLICE_MS: Final = 3.0  # of the guest; the host's are about as long
 #: Where the CPU is emulated a second may take a minute.
 _SECONDS, _SECONDS_EMULATED = 1.0, 0.3
+_ONE_CLOCK: Final = 0.02  # of the time: less than that is the edges of slices
 _WINDOW: Final = 30_000_000  # ns that the picture shows
 
 
@@ -55,7 +57,9 @@ class Level:
 @dataclass(frozen=True)
 class Result:
     """``levels``: one for each vCPU, over the whole time, on ``pcpu``. ``run``: the part of it that
-    the picture shows, from ``start`` to ``end`` in ns."""
+    the picture shows, from ``start`` to ``end`` in ns. ``both_ns``: how long both were on it at
+    once, by their own clocks, which one pCPU cannot have done: ``one_clock`` if it is next to
+    nothing."""
 
     module: str
     emulator: str | None
@@ -63,6 +67,8 @@ class Result:
     ring0_interpreted: bool
     pcpu: int
     levels: tuple[Level, ...]
+    both_ns: int
+    one_clock: bool
     start: int
     end: int
     run: sched.Result
@@ -88,6 +94,7 @@ def run(pin: int | None = None) -> Result:
     )
     start = window(found)[0]
     end = min(found.wall, start + _WINDOW)
+    both = sum(b - a for a, b in common(*(_times(vcpu) for vcpu in found.vcpus)))
     return Result(
         module=verdict.module,
         emulator=verdict.emulator,
@@ -95,10 +102,16 @@ def run(pin: int | None = None) -> Result:
         ring0_interpreted=verdict.ring0 == "emulated",
         pcpu=pcpu,
         levels=tuple(map(_level, found.vcpus)),
+        both_ns=both,
+        one_clock=both <= _ONE_CLOCK * found.wall,
         start=start,
         end=end,
         run=replace(found, vcpus=tuple(_part(vcpu, start, end) for vcpu in found.vcpus)),
     )
+
+
+def _times(vcpu: Vcpu) -> list[tuple[int, int]]:
+    return [(part.start, part.end) for part in vcpu.slices]
 
 
 def _part(vcpu: Vcpu, start: int, end: int) -> Vcpu:
@@ -134,7 +147,7 @@ def show(result: Result) -> Iterable[Block]:
 
     >>> from kvmpy.lab import sharing
     >>> result = sharing.Result(
-    ...     "kvm_amd", None, False, False, 0, (), 0, 30_000_000, sched_result
+    ...     "kvm_amd", None, False, False, 0, (), 0, True, 0, 30_000_000, sched_result
     ... )
     >>> print(list(sharing.show(result))[1].text.splitlines()[0][:40])
     pCPU 0       ...
@@ -203,6 +216,13 @@ def _limits(result: Result) -> Iterator[str]:
         yield (
             f"On {result.module} under {result.emulator} time is virtual: who ran when is real, "
             "how long is not that of any hardware."
+        )
+    if not result.one_clock:
+        yield (
+            f"By their own clocks both vCPUs were on the pCPU for {_ms(result.both_ns)} ms at once,"
+            " which cannot be: KVM keeps the guests' TSC going by other means than the host's, as "
+            "where that is unstable, and lets it stand still while a vCPU is away. The guest does "
+            "not see that time, and all shares are too large."
         )
     if any(level.steal_ns is None for level in result.levels):
         yield f"{result.module} has no steal time here, so the guest is not told."

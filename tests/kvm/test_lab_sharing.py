@@ -12,7 +12,6 @@ from kvmpy.host import topology
 from kvmpy.lab import sharing
 from kvmpy.report import terminal
 from kvmpy.report.blocks import Picture
-from kvmpy.sched import timeline
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,10 @@ def test_both_vcpus_had_the_pcpu_in_turns(result):
     for level in result.levels:
         assert level.turns >= 1
         assert 0 < level.share < 1
-    first, second = ([(part.start, part.end) for part in vcpu.slices] for vcpu in result.run.vcpus)
-    both = sum(end - start for start, end in timeline.common(first, second))
-    assert both <= 0.02 * (result.end - result.start)
+    # QEMU's TSC may be found unstable by Linux, and KVM then keeps the guests' by itself.
+    assert result.one_clock or result.emulator == "QEMU TCG"
+    if result.one_clock:
+        assert sum(level.share for level in result.levels) < 1.05
     assert result.start < result.end <= result.run.wall
 
 
@@ -53,4 +53,5 @@ def test_what_it_shows(result, module, capsys):
         assert lane in picture.text
     assert "was not theirs" in text
     assert module in json.dumps(dataclasses.asdict(result))
+    assert result.one_clock != ("which cannot be" in text)
     assert bool(result.emulator) == ("time is virtual" in text)
