@@ -310,12 +310,15 @@ def _matrix(result: Result) -> Table:
 
 def _sysret(found: Sysret, result: Result) -> Iterator[Block]:
     start = (
-        "A SYSCALL in the last two bytes below the hole in the address space"
-        if found.entered else "SYSRET"
-    )  # fmt: skip
+        "A SYSCALL in the last two bytes below the hole in the address space has that for its "
+        "return address, and the handler, as handlers do, has"
+        if found.entered
+        else "SYSCALL does not come to ring 0 here, so ring 0 is started at SYSRET, with that in "
+        "RCX and, as it would be in a handler,"
+    )
     begun = (
-        f"SYSRET to {NOT_CANONICAL:#x}, which is not canonical. {start} has that for its return "
-        "address, and the handler, as handlers do, has the program's RSP in place already "
+        f"SYSRET to {NOT_CANONICAL:#x}, which is not canonical. {start} the program's RSP in place "
+        "already "
         f"({found.user_rsp:#x}; ring 0's own stack in the TSS: {found.ring0_rsp:#x}). "
     )
     if found.failure:

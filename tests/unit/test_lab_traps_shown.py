@@ -160,6 +160,9 @@ def test_sysret_in_ring_0_and_in_ring_3():
         HOLE, ring=3, frame_at=0x7F_EFD0, frame=(0, NOT_CANONICAL, 0x33, 2, 0x20_6000, 0x2B)
     )
     assert "That is AMD's way" in words_of(made_up(sysret=user))
+    assert "A SYSCALL in the last two bytes" in words_of(made_up(sysret=user))
+    started = dataclasses.replace(user, entered=False)
+    assert "ring 0 is started at SYSRET" in words_of(made_up(sysret=started))
     failed = dataclasses.replace(HOLE, failure="no end within 2 s", frame=())
     assert "ends otherwise: no end" in words_of(made_up(sysret=failed))
 
