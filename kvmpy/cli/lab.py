@@ -18,7 +18,8 @@ from .files import check_writable, write
 _STYLE = """\
 nav ol { columns: 2; column-width: 18rem }
 p, figcaption { max-width: 46rem } figure svg { max-width: 40rem; display: block }
-@media (max-width: 32rem) { table { font-size: 12px } th, td { padding-right: .4rem } }
+p.dim { font-size: .85em; margin: .3rem 0 }
+@media (max-width: 32rem) { table { font-size: 11px } th, td { padding-right: .3rem } }
 @media print { figure svg { max-width: 110mm } }
 """
 

@@ -349,7 +349,7 @@ def _ports(result: Result, mode: str, *, differing: bool = False) -> Table:
         (*what, *cells) for what, cells in found[mode].items()
         if not differing or other[what] != cells
     )  # fmt: skip
-    header = ("", "IOPL", "I/O bitmap", *(f"ring {ring}" for ring in RINGS))
+    header = ("", "IOPL", "bitmap", *(f"ring {ring}" for ring in RINGS))
     title = f"Where {mode} differs" if differing else f"I/O privilege, {mode}"
     return Table(title, header, rows, len(header))
 
