@@ -162,7 +162,7 @@ class Watch:
             try:
                 self._watched[name] = _Watched(name)
                 self._refused.pop(name, None)
-            except PeerError as error:
+            except (PeerError, OSError) as error:
                 reason = "" if isinstance(error, _NotOursError) else str(error)
                 self._refused[name] = (now + _ASK_AGAIN, reason)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 from made_up_machine import MadeUpMachine
 
-from kvmpy.watch import Watch, proc
+from kvmpy.watch import Watch, proc, watch as watch_module
 from kvmpy.watch.proc import ThreadFiles, ThreadTimes
 from kvmpy.watch.samples import Reading, difference
 
@@ -185,6 +185,21 @@ def test_a_watch_of_a_machine() -> None:
         machine.close()
         sample = watch.sample()
         assert (sample.machines, [info.socket for info in sample.ended]) == ((), [machine.socket])
+
+
+def test_no_descriptor_left_for_one_more_vcpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That machine is told of, the others are watched."""
+
+    def refuse(pid: int, thread: int) -> None:
+        raise OSError(24, "Too many open files")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with MadeUpMachine(2), Watch(os.getpid()) as watch, MadeUpMachine():
+        monkeypatch.setattr(watch_module, "ThreadFiles", refuse)
+        sample = watch.sample()
+        assert len(sample.machines) == 1
+        assert dict(sample.refused) == {os.getpid(): "[Errno 24] Too many open files"}
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_machines_come_while_it_watches() -> None:
