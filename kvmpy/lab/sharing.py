@@ -20,15 +20,14 @@ from ..report.blocks import Block
 from ..report.table import DASH, Table, share
 from ..sched import gantt, metrics
 from ..sched.lanes import window
-from ..sched.result import Vcpu
-from ..sched.timeline import common
+from ..sched.result import HostView, Vcpu
 
 _VCPUS: Final = 2
 _THREADS: Final = 2
 _SLICE_MS: Final = 3.0  # of the guest; the host's are about as long
 #: Where the CPU is emulated a second may take a minute.
 _SECONDS, _SECONDS_EMULATED = 1.0, 0.3
-_ONE_CLOCK: Final = 0.02  # of the time: less than that is the edges of slices
+_WORTH_SAYING: Final = 0.05  # of the time, neither running nor waiting
 _WINDOW: Final = 30_000_000  # ns that the picture shows
 
 
@@ -36,15 +35,18 @@ _WINDOW: Final = 30_000_000  # ns that the picture shows
 class Level:
     """What one vCPU had of its pCPU, and its guest's threads had of it.
 
-    ``share``: of the time that it was there for, on its pCPU; ``turns``: how often it was given the
-    pCPU, by its own clock; ``away_ns``: how long it then had to wait, at the median.
-    ``switches``: of threads, by its guest's kernel. ``charged_ns``: what that kernel takes its
-    threads to have had; ``had_ns``: what they had. ``thread_shares``: each thread's of the latter.
+    ``share``: of its time, on its pCPU, as the host's scheduler has it, or the guest where the host
+    does not say; ``neither``: not on it, and not waiting for it, None where the host does not say.
+    ``turns``: how often it was given the pCPU, by its own clock; ``away_ns``: how long it then had
+    to wait, at the median. ``switches``: of threads, by its guest's kernel. ``charged_ns``: what
+    that kernel takes its threads to have had; ``had_ns``: what they had; ``thread_shares``: each
+    thread's of the latter.
     ``steal_ns``: waiting as KVM tells the guest, None where it does not.
     """
 
     vcpu: int
     share: float
+    neither: float | None
     turns: int
     away_ns: float | None
     switches: int
@@ -57,9 +59,7 @@ class Level:
 @dataclass(frozen=True)
 class Result:
     """``levels``: one for each vCPU, over the whole time, on ``pcpu``. ``run``: the part of it that
-    the picture shows, from ``start`` to ``end`` in ns. ``both_ns``: how long both were on it at
-    once, by their own clocks, which one pCPU cannot have done: ``one_clock`` if it is next to
-    nothing."""
+    the picture shows, from ``start`` to ``end`` in ns."""
 
     module: str
     emulator: str | None
@@ -67,8 +67,6 @@ class Result:
     ring0_interpreted: bool
     pcpu: int
     levels: tuple[Level, ...]
-    both_ns: int
-    one_clock: bool
     start: int
     end: int
     run: sched.Result
@@ -94,7 +92,6 @@ def run(pin: int | None = None) -> Result:
     )
     start = window(found)[0]
     end = min(found.wall, start + _WINDOW)
-    both = sum(b - a for a, b in common(*(_times(vcpu) for vcpu in found.vcpus)))
     return Result(
         module=verdict.module,
         emulator=verdict.emulator,
@@ -102,16 +99,18 @@ def run(pin: int | None = None) -> Result:
         ring0_interpreted=verdict.ring0 == "emulated",
         pcpu=pcpu,
         levels=tuple(map(_level, found.vcpus)),
-        both_ns=both,
-        one_clock=both <= _ONE_CLOCK * found.wall,
         start=start,
         end=end,
         run=replace(found, vcpus=tuple(_part(vcpu, start, end) for vcpu in found.vcpus)),
     )
 
 
-def _times(vcpu: Vcpu) -> list[tuple[int, int]]:
-    return [(part.start, part.end) for part in vcpu.slices]
+def _by_host(seen: HostView) -> tuple[float | None, float | None]:
+    """Shares of running, and of neither running nor waiting: /proc/PID/schedstat."""
+    if seen.run is None or seen.delay is None:
+        return None, None
+    whole = max(1, seen.end - seen.begin)
+    return seen.run / whole, max(0.0, 1 - (seen.run + seen.delay) / whole)
 
 
 def _part(vcpu: Vcpu, start: int, end: int) -> Vcpu:
@@ -129,9 +128,11 @@ def _part(vcpu: Vcpu, start: int, end: int) -> Vcpu:
 def _level(vcpu: Vcpu) -> Level:
     there, away = metrics.on_pcpu(vcpu), metrics.gaps(vcpu, "descheduled")
     had = sum(thread.cpu_ns for thread in vcpu.threads)
+    on, neither = _by_host(vcpu.host)
     return Level(
         vcpu=vcpu.id,
-        share=there.total / max(1, metrics.seen(vcpu)),
+        share=there.total / max(1, metrics.seen(vcpu)) if on is None else on,
+        neither=neither,
         turns=there.count,
         away_ns=away.median if away.count else None,
         switches=sum(switch.reason == "timer" for switch in vcpu.switches),
@@ -147,7 +148,7 @@ def show(result: Result) -> Iterable[Block]:
 
     >>> from kvmpy.lab import sharing
     >>> result = sharing.Result(
-    ...     "kvm_amd", None, False, False, 0, (), 0, True, 0, 30_000_000, sched_result
+    ...     "kvm_amd", None, False, False, 0, (), 0, 30_000_000, sched_result
     ... )
     >>> print(list(sharing.show(result))[1].text.splitlines()[0][:40])
     pCPU 0       ...
@@ -217,12 +218,13 @@ def _limits(result: Result) -> Iterator[str]:
             f"On {result.module} under {result.emulator} time is virtual: who ran when is real, "
             "how long is not that of any hardware."
         )
-    if not result.one_clock:
+    neither = max((level.neither or 0.0 for level in result.levels), default=0.0)
+    if neither > _WORTH_SAYING:
         yield (
-            f"By their own clocks both vCPUs were on the pCPU for {_ms(result.both_ns)} ms at once,"
-            " which cannot be: KVM keeps the guests' TSC going by other means than the host's, as "
-            "where that is unstable, and lets it stand still while a vCPU is away. The guest does "
-            "not see that time, and all shares are too large."
+            f"For {share(neither, 0)} of the time a vCPU's thread neither ran nor waited for the "
+            "pCPU: it had work outside the guest, or waited for Python's lock. No guest can tell "
+            "that from a long exit, and the picture shows it as running, so that both may seem to "
+            "be on the pCPU at once."
         )
     if any(level.steal_ns is None for level in result.levels):
         yield f"{result.module} has no steal time here, so the guest is not told."

@@ -12,8 +12,7 @@ def of_run(**changes):
     found = made_up.sched_result()
     result = sharing.Result(
         module=found.module, emulator=None, nested=False, ring0_interpreted=False, pcpu=0,
-        levels=tuple(map(sharing._level, found.vcpus)), both_ns=0, one_clock=True, start=0,
-        end=found.wall, run=found,
+        levels=tuple(map(sharing._level, found.vcpus)), start=0, end=found.wall, run=found,
     )  # fmt: skip
     return dataclasses.replace(result, **changes)
 
@@ -23,16 +22,34 @@ def text_of(result):
 
 
 def test_a_level():
-    """Shares of the time seen; what is charged is all of a thread's slices."""
+    """Shares as the host has them; what is charged is all of a thread's slices."""
     (first, _) = made_up.sched_result().vcpus
     level = sharing._level(first)
-    assert level.share == pytest.approx(
-        sum(part.end - part.start for part in first.slices) / (first.end - first.start)
-    )
+    whole = first.host.end - first.host.begin
+    assert level.share == first.host.run / whole
+    assert level.neither == max(0, 1 - (first.host.run + first.host.delay) / whole)
     assert level.charged_ns == sum(part.end - part.start for part in first.thread_slices)
     assert level.had_ns == sum(thread.cpu_ns for thread in first.threads)
     assert level.turns == len(first.slices)
     assert sum(level.thread_shares) == pytest.approx(1)
+
+
+def test_a_level_by_the_guest_alone():
+    """Where the host has no schedstat."""
+    (first, _) = made_up.sched_result().vcpus
+    silent = dataclasses.replace(first, host=dataclasses.replace(first.host, run=None))
+    level = sharing._level(silent)
+    assert level.neither is None
+    assert level.share == pytest.approx(
+        sum(part.end - part.start for part in first.slices) / (first.end - first.start)
+    )
+
+
+def test_time_that_nobody_accounts_for_is_said():
+    busy = dataclasses.replace(of_run().levels[0], neither=0.2)
+    assert "For 20% of the time" in text_of(of_run(levels=(busy,)))
+    calm = dataclasses.replace(busy, neither=0.01)
+    assert "neither ran nor waited" not in text_of(of_run(levels=(calm,)))
 
 
 def test_the_part_that_is_kept():
@@ -49,7 +66,6 @@ def test_the_part_that_is_kept():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"one_clock": False, "both_ns": 5_000_000}, "5.0 ms at once, which cannot be"),
         ({"emulator": "Bochs"}, "time is virtual"),
         ({"nested": True}, "third scheduler"),
         ({"ring0_interpreted": True}, "interprets ring 0"),
