@@ -269,10 +269,16 @@ def _working_call(pin: int | None, interpreted: bool) -> tuple[str, str]:
 def _shared(turns: Sequence[Sequence[int]]) -> tuple[float, bool]:
     """How much faster the guest's TSC runs than the host's, and whether they are one clock: at one
     rate, and the stamps of a turn follow one another."""
-    host, guest = turns[-1][0] - turns[0][0], turns[-1][1] - turns[0][1]
-    rate = guest / host
+    middle = len(turns) // 2
+    first, last = (min(part, key=_length) for part in (turns[:middle], turns[middle:]))
+    rate = (last[1] - first[1]) / (last[0] - first[0])
     ordered = sum(min(_steps(turn)) > 0 for turn in turns)
     return rate, abs(rate - 1) <= _SAME_RATE and ordered > len(turns) / 2
+
+
+def _length(turn: Sequence[int]) -> int:
+    """By the host's clock: in a long one this machine had something else to do."""
+    return turn[len(STEPS) - 1] - turn[0]
 
 
 def _centred(turn: tuple[int, ...]) -> tuple[int, ...]:

@@ -36,7 +36,6 @@ def test_each_step_follows_the_one_before(result):
     assert result.stamp_program > 0
 
 
-@pytest.mark.not_on("kvm_amd", reason="QEMU's TSC is unstable, and KVM keeps the guest's by itself")
 def test_one_clock(result):
     """KVM API, "KVM_VCPU_TSC_CTRL": with offset 0 the guest's TSC is the host's."""
     assert result.shared

@@ -37,6 +37,13 @@ def test_one_clock():
     assert (rate, shared) == (1.0, True)
 
 
+def test_turns_that_were_disturbed_do_not_count():
+    """An interrupt before the guest's first stamp is no faster clock."""
+    late = (0, *(stamp + 50_000 for stamp in TURN[1:]))
+    turns = [later(late, 0), *(later(TURN, 100_000 * i) for i in range(1, 5)), later(late, 500_000)]
+    assert timeline._shared(turns) == (1.0, True)
+
+
 def test_another_rate_is_not_one_clock():
     turns = [later(TURN, 100_000 * i, guest=10_000 * i) for i in range(5)]
     assert timeline._shared(turns) == (pytest.approx(1.1), False)
