@@ -214,7 +214,7 @@ def kvm_descriptors() -> list[str]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the descriptor of the listing itself
-        if "kvm" in target:
+        if "kvm" in target and target.startswith(("/dev/kvm", "anon_inode:", "/memfd:")):
             found.append(f"{name} -> {target}")
     return found
 
