@@ -57,7 +57,8 @@ def stores(pin: int | None) -> tuple[Store, ...]:
     """Try them all, each in a VM of its own.
 
     >>> from kvmpy.lab import deprivilege_store
-    >>> first = deprivilege_store.stores(None)[0]
+    >>> with kvmpy.KVM():
+    ...     first = deprivilege_store.stores(None)[0]
     >>> first.ring, first.exception  # user write, page present
     (3, '#PF(0x7)')
     """
