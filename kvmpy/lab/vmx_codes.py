@@ -42,6 +42,7 @@ TITLES: Final = {
     "launch_again": "VMLAUNCH of what is launched",
     "resume": "VMRESUME: L2 runs to VMCALL",
     "resume_hlt": "VMRESUME: L2 runs to HLT",
+    "host_rip": "VMWRITE of where exits arrive",
     "trips": "L2 to CPUID, again and again",
     "vmxe_off_inside": "clear CR4.VMXE before VMXOFF",
     "vmxoff": "VMXOFF",

@@ -198,12 +198,12 @@ _LANES: Final = (
 
 
 def _sequence_svg(result: Result) -> str:
-    centres = (62.0, 215.0, 368.0)
+    centres = (63.0, 215.0, 367.0)
     parts: list[str] = []
     bottom = 208.0
     for lane, ((name, ring), x) in enumerate(zip(_LANES, centres, strict=True)):
         kind = ("lane5", "lane0", "lane2")[lane]
-        parts.append(svg.box(x - 62, 4, 124, 40, kind=kind, outline=True))
+        parts.append(svg.box(x - 61, 4, 122, 40, kind=kind, outline=True))
         parts.append(svg.text(x, 21, name, anchor="middle"))
         parts.append(svg.text(x, 37, ring, anchor="middle", kind="dim", size=11))
         parts.append(svg.line(x, 44, x, bottom, kind="grid", width=2))

@@ -247,8 +247,11 @@
         REPORT
         SKIP_INSTRUCTION
 
+        STEP    host_rip                // once for all of what follows
         lea     rbp, [rip + 3f]
         SET     HOST_RIP, rbp
+        REPORT
+
         STEP    trips
         mov     r12d, TRIPS
 1:      vmresume
