@@ -129,7 +129,7 @@ test-vmx-restricted: $(VENV)/.test
 		--kernel-arguments kvm_intel.unrestricted_guest=0 -- python -m pytest -q \
 		$(addprefix tests/kvm/test_,kernel_log.py modes.py exceptions.py syscalls.py)
 
-# Guests with Debian's kernels, unmodified. Bochs takes a minute for each: four.
+# Guests with Debian's kernels, unmodified. Bochs takes a minute for each: six.
 test-linux-svm: $(VENV)/.test
 	$(RIG) svm --optional --linux-guests --memory 3072 --junit results/linux-svm.xml -- \
 		python -m pytest -q $(wildcard tests/kvm/test_linux_*.py)
@@ -137,7 +137,7 @@ test-linux-svm: $(VENV)/.test
 test-linux-vmx: $(VENV)/.test
 	$(RIG) vmx --optional --linux-guests --junit results/linux-vmx.xml -- \
 		python -m pytest -q $(addprefix tests/kvm/test_linux_,boot.py disk.py) \
-		-k 'shell_and_power_off or two_cpus or several_disks or rng'
+		-k 'shell_and_power_off or two_cpus or file_system or several_disks or rng'
 
 # With the results of the last runs, if there are any.
 api-coverage: $(VENV)/.test
