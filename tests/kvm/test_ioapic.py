@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -41,6 +42,17 @@ def no_event(fd):
         os.eventfd_read(fd)
 
 
+def resampled(cpu, fd):
+    """What the eventfd counts once the guest's EOI has come, on a busy host too."""
+    end = time.monotonic() + 20
+    while True:
+        quiet(cpu)
+        try:
+            return os.eventfd_read(fd)
+        except BlockingIOError:
+            assert time.monotonic() < end
+
+
 # ---------------------------------------------------------------- pins
 
 
@@ -77,8 +89,7 @@ def test_level_by_irqfd(vm, event, again):
     for _ in range(2):
         os.eventfd_write(event, 1)
         interrupted(cpu, LEVEL)
-        quiet(cpu)
-        assert os.eventfd_read(again) == 1
+        assert resampled(cpu, again) == 1
     assert cpu.run_stats["IOAPIC_EOI"] == 2
     vm.irqfd(event, 9, deassign=True)
     vm.ioapic.set_line(9, True)

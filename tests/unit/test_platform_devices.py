@@ -296,7 +296,8 @@ def interrupt(clock, setup: Callable[[], None]) -> int:
 def test_rtc_periodic_interrupt():
     clock = Clock()
     assert interrupt(clock, lambda: clock.set(0x0B, 0x42)) & 0xC0 == 0xC0
-    assert clock.get(0x0C) & 0x80 == 0  # read is cleared
+    # Read is cleared; on a busy host the next one may be there already.
+    assert any(clock.get(0x0C) & 0x80 == 0 for _ in range(1000))
 
 
 def test_rtc_update_interrupt():
