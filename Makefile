@@ -88,8 +88,8 @@ test: $(VENV)/.test
 	@mkdir -p results; rm -f results/*.xml
 	@status=0; \
 	$(PYTEST) --junitxml=results/host.xml $(ARGS) || status=1; \
-	$(MAKE) --no-print-directory -j2 -k test-vmx test-svm test-svm-new test-vmx-restricted \
-		test-linux-svm test-linux-vmx \
+	$(MAKE) --no-print-directory -j2 -k test-vmx test-linux-svm test-svm test-linux-vmx \
+		test-svm-new test-vmx-restricted \
 		VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
 	$(PYTHON) tests/rigs/table.py $(RUNS) || status=1; \
 	$(COVERAGE) --brief $(RUNS) || status=1; exit $$status
