@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from .. import _native
@@ -55,12 +54,7 @@ class GuestCycles:
     def __enter__(self) -> GuestCycles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

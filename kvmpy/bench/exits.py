@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
-from types import TracebackType
 from typing import Final
 
 from ..errors import KvmIoctlError, UnsupportedError
@@ -132,12 +131,7 @@ class _Guest:
     def __enter__(self) -> _Guest:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @property

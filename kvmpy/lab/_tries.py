@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Literal
 
 from .. import _native
@@ -118,12 +117,7 @@ class Guest:
     def __enter__(self) -> Guest:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.vm.close()
 
     def has(self, name: str) -> bool:

@@ -5,9 +5,9 @@ What only scripts use is imported when it is first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import names_from
 from .machine import Machine
 from .outcome import Outcome
 from .threads import VcpuThreads
@@ -29,13 +29,7 @@ __all__ = [
     "CommandResult", "Console", "Machine", "Match", "Outcome", "ScriptConsole", "VcpuThreads",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_from(__name__, _WHERE)
 
 
 def __dir__() -> list[str]:

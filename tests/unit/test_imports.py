@@ -13,9 +13,10 @@ STANDARD = {"ast", "dataclasses", "inspect", "json", "subprocess", "tempfile", "
 OTHERS = {"psutil", "rich"}
 #: Tables, records and whole rooms that few scripts use.
 OWN = {
-    "binary_stats", "boot", "cli", "cpuid_diff", "cpuid_edit", "cpuid_features", "cpuid_topology",
-    "debugging", "devices", "differences", "enabling", "explain", "guests", "host", "irqchips",
-    "machine", "msr_names", "msr_values", "routing", "sched", "state", "stepping", "watch", "xen",
+    "bench", "binary_stats", "boot", "cli", "cpuid_diff", "cpuid_edit", "cpuid_features",
+    "cpuid_topology", "debugging", "devices", "differences", "enabling", "explain", "guests", "host",
+    "irqchips", "lab", "machine", "msr_names", "msr_values", "report", "routing", "sched", "state",
+    "stepping", "watch", "xen",
 }  # fmt: skip
 
 
