@@ -22,7 +22,7 @@ _BARS: Final = 64
 _MOST_LANES: Final = 60  # of threads: more are left out
 _INDENT: Final = ("", " ", "   ")
 
-_LEFT, _WIDTH, _ROW = 96, 640, 18  # units of the drawing
+_LEFT, _WIDTH, _ROW = 84, 430, 18  # units of the drawing
 _MOST_PARTS: Final = 4000  # boxes in one drawing, about 0.5 MB
 
 
