@@ -210,8 +210,10 @@ def memory32_fixed(base: int, length: int) -> bytes:
     >>> kvmpy.boot.aml.memory32_fixed(0xD0000000, 0x1000).hex()
     '86090001000000d000100000'
     """
-    if length < 1 or base < 0 or base + length > 1 << 32:
-        raise ValueError(f"memory {base:#x}+{length:#x}: it must lie below 4 GiB")
+    if not 1 <= length < 1 << 32 or base < 0 or base + length > 1 << 32:
+        raise ValueError(
+            f"memory {base:#x}+{length:#x}: it must lie below 4 GiB, and be smaller than that"
+        )
     return struct.pack("<BHBII", _MEMORY32_FIXED, 9, _READ_WRITE, base, length)
 
 

@@ -175,7 +175,8 @@ def test_any_machine(apic_ids: list[int], gsis: list[int], data: st.DataObject) 
     virtio = []
     for gsi in gsis:
         gpa = data.draw(st.integers(0, 0xFFFF_FFFF))
-        virtio.append(VirtioMmio(gpa, data.draw(st.integers(1, (1 << 32) - gpa)), gsi))
+        most = min((1 << 32) - gpa, 0xFFFF_FFFF)
+        virtio.append(VirtioMmio(gpa, data.draw(st.integers(1, most)), gsi))
     with GuestMemory("2M") as memory:
         memory[0 : 2 * MIB] = b"\xa5" * (2 * MIB)
         built = build_acpi(memory, apic_ids, virtio)
@@ -208,6 +209,7 @@ def test_any_machine(apic_ids: list[int], gsis: list[int], data: st.DataObject) 
         ([0], [VirtioMmio(0xD000_0000, 0x1000, 16)] * 2, "gsi 16 is taken"),
         ([0], [VirtioMmio(0xFFFF_F000, 0x1001, 16)], "below 4 GiB"),
         ([0], [VirtioMmio(-1, 1, 16)], "below 4 GiB"),
+        ([0], [VirtioMmio(0, 1 << 32, 16)], "smaller than that"),
         ([0], [VirtioMmio(0xD000_0000, 0, 16)], "below 4 GiB"),
         (range(9000), [], "their area"),
     ],

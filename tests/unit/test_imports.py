@@ -14,9 +14,9 @@ OTHERS = {"psutil", "rich"}
 #: Tables, records and whole rooms that few scripts use.
 OWN = {
     "bench", "binary_stats", "boot", "cli", "cpuid_diff", "cpuid_edit", "cpuid_features",
-    "cpuid_topology", "debugging", "devices", "differences", "enabling", "explain", "guests", "host",
-    "irqchips", "lab", "machine", "msr_names", "msr_values", "report", "routing", "sched", "state",
-    "stepping", "watch", "xen",
+    "cpuid_topology", "debugging", "devices", "differences", "enabling", "explain", "guests",
+    "host", "irqchips", "lab", "machine", "msr_names", "msr_values", "report", "routing",
+    "sched", "state", "stepping", "watch", "xen",
 }  # fmt: skip
 
 
