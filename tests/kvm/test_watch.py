@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import RIG, kvm_descriptors
+from conftest import kvm_descriptors
 
 import kvmpy
 from kvmpy.host.topology import allowed_cpus, format_cpu_list
@@ -82,7 +82,6 @@ def test_counts_are_those_of_the_vcpu():
     assert (m.cpu.run_stats.total, m.stats.total) == (10, 10)
 
 
-@pytest.mark.skipif(RIG == "vmx", reason="Bochs has one CPU, and Linux there counts what it can")
 def test_a_halted_vcpu_waits_and_a_spinning_one_does_not():
     with machine(SLEEPER, irqchip="kernel") as m:
         m.start()
