@@ -97,11 +97,11 @@ test: $(VENV)/.test
 test-all:
 	@$(MAKE) --no-print-directory test VMX_LEFT_OUT=
 
-# Without what starts many processes of its own, pytest in pytest and shells, and what watches or
-# measures for seconds.
+# Without what starts many processes of its own, pytest in pytest, compilers and shells, and what
+# watches or measures for seconds.
 FAST_LEFT_OUT = $(addprefix --ignore tests/,kvm/test_pytest_plugin.py kvm/test_sched.py \
-	kvm/test_watch.py kvm/test_bench_exits.py unit/test_plugin_without_kvm.py \
-	unit/test_machine_shell.py)
+	kvm/test_watch.py kvm/test_bench_exits.py kvm/test_kick_stress.py unit/test_core_native.py \
+	unit/test_plugin_without_kvm.py unit/test_machine_shell.py)
 # Two processes, one for each CPU; each's output comes when it is done.
 test-fast: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j2 -k --output-sync=target test-fast-unit test-fast-kvm
