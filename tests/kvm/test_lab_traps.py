@@ -36,6 +36,9 @@ def trip(result, module):
         (found,) = [each for each in result.trips if (each.mode, each.path) == (mode, path)]
         if found.inside is None:
             pytest.skip(f"{module}: {path} in {mode} gives {found.failure}")
+        if (mode, path, result.emulator) == ("compat32", "sysenter", "QEMU TCG"):
+            # When the state is refused depends on when the next exit comes.
+            pytest.skip("QEMU's CPU: SYSENTER in compatibility mode leads to an invalid state")
         return found
 
     return find
