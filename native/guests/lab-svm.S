@@ -175,21 +175,7 @@ leave:
         vmrun
         REPORT
 
-finish:
-        EXPORT  "finish"
-        hlt
-        jmp     finish
-
-// ---- L2 ---------------------------------------------------------------------
-l2:
-        cpuid
-        mov     [L2_SAW], ebx
-        mov     [L2_SAW + 4], ecx
-        mov     [L2_SAW + 8], edx
-        vmmcall
-        hlt
-1:      cpuid
-        jmp     1b
+        FINISH_AND_L2 vmmcall, L2_SAW
 
 // ---- The VMCB ---------------------------------------------------------------
 .macro SEGMENT at, selector, attributes

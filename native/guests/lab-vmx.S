@@ -286,21 +286,7 @@ leave:
         mov     cr4, rax
         REPORT
 
-finish:
-        EXPORT  "finish"
-        hlt
-        jmp     finish
-
-// ---- L2 ---------------------------------------------------------------------
-l2:
-        cpuid
-        mov     [L2_SAW], ebx
-        mov     [L2_SAW + 4], ecx
-        mov     [L2_SAW + 8], edx
-        vmcall
-        hlt
-1:      cpuid
-        jmp     1b
+        FINISH_AND_L2 vmcall, L2_SAW
 
 // ---- The VMCS ---------------------------------------------------------------
 // What does not depend on the CPU and on where L1's tables are.
