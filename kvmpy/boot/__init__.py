@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeAlias
 
-from kvmpy.boot import acpi, aml, elf, flat, linux, mptable, multiboot, pvh
-from kvmpy.boot.e820 import MapEntry, RangeType, memory_map
-from kvmpy.boot.image import BytesLike, EntryState, Image, LoadedImage, Module, Request
-from kvmpy.errors import ClosedError, ImageError
-from kvmpy.x86.modes import Mode
+from ..errors import ClosedError, ImageError
+from ..x86.modes import Mode
+from . import acpi, aml, elf, flat, linux, mptable, multiboot, pvh
+from .e820 import MapEntry, RangeType, memory_map
+from .image import BytesLike, EntryState, Image, LoadedImage, Module, Request
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 __all__ = [
     "FORMATS",

@@ -22,12 +22,12 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from kvmpy.boot import aml
-from kvmpy.values import dataclass
-from kvmpy.x86 import layout
+from ..values import dataclass
+from ..x86 import layout
+from . import aml
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 OEM_ID: Final = b"KVMPY "
 OEM_TABLE_ID: Final = b"KVMPY   "

@@ -10,12 +10,12 @@ import enum
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from kvmpy.errors import ImageError
-from kvmpy.values import dataclass
-from kvmpy.x86 import layout
+from ..errors import ImageError
+from ..values import dataclass
+from ..x86 import layout
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 Range = tuple[int, int]
 """Start and exclusive end, guest-physical."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from kvmpy.boot.flat import check_entry
-from kvmpy.boot.image import EntryState, Image, LoadedImage, Request
-from kvmpy.boot.placement import Placement
-from kvmpy.errors import ImageError
-from kvmpy.values import dataclass
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..values import dataclass
+from ..x86.modes import Mode
+from .flat import check_entry
+from .image import EntryState, Image, LoadedImage, Request
+from .placement import Placement
 
 ELFMAG = b"\x7fELF"
 EI_CLASS, EI_DATA, EI_VERSION, EI_NIDENT = 4, 5, 6, 16

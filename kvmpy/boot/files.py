@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
-from kvmpy.errors import ImageError
+from ..errors import ImageError
 
 if TYPE_CHECKING:
-    from kvmpy.boot.image import BytesLike
+    from .image import BytesLike
 
     Image: TypeAlias = BytesLike | str | os.PathLike[str]
 

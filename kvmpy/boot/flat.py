@@ -13,11 +13,11 @@ Not a published format, so these are the rules:
 
 from __future__ import annotations
 
-from kvmpy.boot.image import EntryState, Image, LoadedImage, Request
-from kvmpy.boot.placement import Placement
-from kvmpy.errors import ImageError
-from kvmpy.x86 import layout
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..x86 import layout
+from ..x86.modes import Mode
+from .image import EntryState, Image, LoadedImage, Request
+from .placement import Placement
 
 BOOT_SECTOR_ADDRESS = 0x7C00
 BOOT_SECTOR_SIZE = 512

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from kvmpy.errors import ImageError
-from kvmpy.values import dataclass
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..values import dataclass
+from ..x86.modes import Mode
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 BytesLike: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from kvmpy.boot import e820, elf
-from kvmpy.boot.image import EntryState, Image, LoadedImage, Request
-from kvmpy.boot.placement import LIMIT_4G, LOW_MEMORY, Placement
-from kvmpy.errors import ImageError
-from kvmpy.x86 import layout
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..x86 import layout
+from ..x86.modes import Mode
+from . import e820, elf
+from .image import EntryState, Image, LoadedImage, Request
+from .placement import LIMIT_4G, LOW_MEMORY, Placement
 
 SECTOR_SIZE = 512
 DEFAULT_SETUP_SECTS = 4

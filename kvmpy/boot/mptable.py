@@ -10,11 +10,11 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from kvmpy.boot.acpi import ISA_BUS, MAX_LAPIC_ID, NMI_LINT, checksum
-from kvmpy.x86 import layout
+from ..x86 import layout
+from .acpi import ISA_BUS, MAX_LAPIC_ID, NMI_LINT, checksum
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 SPECIFICATION: Final = 4  # 1.4
 FLOATING_POINTER: Final = struct.Struct("<4sIBBB5s")

@@ -14,17 +14,17 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from kvmpy.boot import e820, elf
-from kvmpy.boot.flat import check_entry
-from kvmpy.boot.image import EntryState, Image, LoadedImage, Module, Request
-from kvmpy.boot.placement import Placement
-from kvmpy.errors import ImageError
-from kvmpy.values import dataclass
-from kvmpy.x86 import layout
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..values import dataclass
+from ..x86 import layout
+from ..x86.modes import Mode
+from . import e820, elf
+from .flat import check_entry
+from .image import EntryState, Image, LoadedImage, Module, Request
+from .placement import Placement
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 MULTIBOOT_SEARCH = 8192
 MULTIBOOT_HEADER_ALIGN = 4

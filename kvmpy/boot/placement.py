@@ -12,14 +12,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kvmpy.boot import e820
-from kvmpy.boot.image import Image, Request
-from kvmpy.errors import ImageError
-from kvmpy.x86 import layout
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..x86 import layout
+from ..x86.modes import Mode
+from . import e820
+from .image import Image, Request
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 LIMIT_4G = 4 * layout.GIB
 """Everything that a boot protocol hands over by 32-bit address ends below this."""

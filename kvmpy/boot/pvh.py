@@ -10,15 +10,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from kvmpy.boot import e820, elf
-from kvmpy.boot.image import EntryState, LoadedImage, Module, Request
-from kvmpy.boot.placement import LIMIT_4G, Placement
-from kvmpy.errors import ImageError
-from kvmpy.x86 import layout
-from kvmpy.x86.modes import Mode
+from ..errors import ImageError
+from ..x86 import layout
+from ..x86.modes import Mode
+from . import e820, elf
+from .image import EntryState, LoadedImage, Module, Request
+from .placement import LIMIT_4G, Placement
 
 if TYPE_CHECKING:
-    from kvmpy.memory import GuestMemory
+    from ..memory import GuestMemory
 
 XEN_NOTE_NAME = b"Xen"
 XEN_ELFNOTE_PHYS32_ENTRY = 18

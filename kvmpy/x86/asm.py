@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from kvmpy.errors import AsmError
+from ..errors import AsmError
 
 if TYPE_CHECKING:
     import subprocess

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Final
 
-from kvmpy.values import dataclass
+from ..values import dataclass
 
 # --- selectors of the shared GDT ----------------------------------------------------------------
 # The order serves SYSCALL/SYSRET and SYSENTER/SYSEXIT, which derive selectors by adding constants

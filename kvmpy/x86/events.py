@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvmpy.vcpu import VCPU
+    from ..vcpu import VCPU
 
 _SOFTWARE_INTERRUPTS = {0xCC: 3, 0xCE: 4, 0xF1: 1}
 

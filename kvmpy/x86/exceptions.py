@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from kvmpy.values import dataclass
-from kvmpy.x86 import layout
-from kvmpy.x86.layout import MemoryLike
-from kvmpy.x86.state import CR0_PE, EFER_LMA, StubTable
-from kvmpy.x86.walk import Paging, walk
+from ..values import dataclass
+from . import layout
+from .layout import MemoryLike
+from .state import CR0_PE, EFER_LMA, StubTable
+from .walk import Paging, walk
 
 # vector: mnemonic, name
 VECTORS: Final[dict[int, tuple[str, str]]] = {

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from kvmpy.memory import HOLE_END as HOLE_END, HOLE_START as HOLE_START, PAGE_SIZE as PAGE_SIZE
-from kvmpy.values import dataclass
+from ..memory import HOLE_END as HOLE_END, HOLE_START as HOLE_START, PAGE_SIZE as PAGE_SIZE
+from ..values import dataclass
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final, Literal
 
-from kvmpy.x86 import descriptors as d, layout, paging, state as st
-from kvmpy.x86.layout import MemoryLike, SupervisorArea
-from kvmpy.x86.state import CpuState, DescriptorTable, Segment, SpecialRegisters, StubTable
+from . import descriptors as d, layout, paging, state as st
+from .layout import MemoryLike, SupervisorArea
+from .state import CpuState, DescriptorTable, Segment, SpecialRegisters, StubTable
 
 
 class Mode(enum.Enum):

@@ -15,7 +15,7 @@ from array import array
 from functools import lru_cache
 from typing import Final
 
-from kvmpy.x86.layout import GIB, MIB, PAGE_SIZE, MemoryLike, SupervisorArea
+from .layout import GIB, MIB, PAGE_SIZE, MemoryLike, SupervisorArea
 
 PRESENT: Final = 1 << 0
 WRITABLE: Final = 1 << 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from kvmpy.values import dataclass
-from kvmpy.x86.descriptors import DATA_RW, LDT, TSS_BUSY, Descriptor
+from ..values import dataclass
+from .descriptors import DATA_RW, LDT, TSS_BUSY, Descriptor
 
 # --- CR0, CR4, EFER, RFLAGS ---------------------------------------------------------------------
 CR0_PE: Final = 1 << 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from kvmpy.values import dataclass
-from kvmpy.x86.layout import PAGE_SIZE, MemoryLike
-from kvmpy.x86.paging import ACCESSED, DIRTY, LARGE, PRESENT, USER, WRITABLE, is_canonical
+from ..values import dataclass
+from .layout import PAGE_SIZE, MemoryLike
+from .paging import ACCESSED, DIRTY, LARGE, PRESENT, USER, WRITABLE, is_canonical
 
 NO_EXECUTE: Final = 1 << 63
 _ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
