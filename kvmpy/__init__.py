@@ -22,10 +22,7 @@ if TYPE_CHECKING:
         Counter as Counter,
         WriteBatch as WriteBatch,
     )
-    from .cpuid import (
-        Cpuid as Cpuid,
-        Leaf as Leaf,
-    )
+    from .cpuid.cpuid import Cpuid as Cpuid, Leaf as Leaf
     from .debugging import Breakpoint as Breakpoint
     from .device import (
         Attributes as Attributes,
@@ -160,8 +157,8 @@ _WHERE = {
     "ClaimError": ".bus",
     "Counter": ".bus",
     "WriteBatch": ".bus",
-    "Cpuid": ".cpuid",
-    "Leaf": ".cpuid",
+    "Cpuid": ".cpuid.cpuid",
+    "Leaf": ".cpuid.cpuid",
     "Attributes": ".device",
     "Device": ".device",
     "DirtyPages": ".dirty_pages",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from .cpuid import Cpuid
+from .cpuid.cpuid import Cpuid
 from .msrs import name_of
 from .records import Record, differences, value_text
 from .regs import Registers, SpecialRegisters

@@ -8,7 +8,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from . import _native, capabilities, ioctls
-from .cpuid import Cpuid
+from .cpuid.cpuid import Cpuid
 from .vm_events import HasFileno, _descriptor
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from . import _native, capabilities, ioctls
-from .cpuid import Cpuid
+from .cpuid.cpuid import Cpuid
 from .errors import (
     ClosedError,
     KvmBrokenError,

@@ -8,7 +8,7 @@ from . import _native, capabilities, hyperv
 from .device import Attributes
 
 if TYPE_CHECKING:
-    from .cpuid import Cpuid
+    from .cpuid.cpuid import Cpuid
 
 _lib = _native.lib
 

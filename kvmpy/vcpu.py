@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import _native, exit_decode, exits, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
-from .cpuid import Cpuid
+from .cpuid.cpuid import Cpuid
 from .dirty import DirtyRingMethods
 from .enabling_methods import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError

@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from . import _native, ioctls
-from .cpuid import Cpuid
+from .cpuid.cpuid import Cpuid
 
 if TYPE_CHECKING:
     from .differences import Differences

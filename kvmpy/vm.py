@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import _native, capabilities, ioctls
 from .bus import Bus, BusMethods
-from .cpuid import Cpuid
+from .cpuid.cpuid import Cpuid
 from .device import DeviceMethods
 from .dirty import DirtyMethods
 from .enabling_methods import VmEnableMethods

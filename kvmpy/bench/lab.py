@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..cpuid import Cpuid
+from ..cpuid.cpuid import Cpuid
 from ..exits import Exit, ExitLimit
 from ..guests import image
 from ..vm import VM

@@ -33,8 +33,8 @@ from .threads import Ending as ThreadEnding, VcpuThreads
 if TYPE_CHECKING:
     from ..boot.files import Image
     from ..boot.image import BytesLike
-    from ..cpuid import Cpuid
-    from ..cpuid_edit import MaskedFeature
+    from ..cpuid.cpuid import Cpuid
+    from ..cpuid.edit import MaskedFeature
     from ..devices.virtio import VirtioDevice
     from ..host.topology import Pin
     from ..memory import Backing

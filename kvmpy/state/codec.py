@@ -12,7 +12,7 @@ from dataclasses import astuple
 from typing import Any, Final, NamedTuple
 
 from .. import _native
-from ..cpuid import Cpuid, Leaf
+from ..cpuid.cpuid import Cpuid, Leaf
 from ..records import Record
 from ..x86.state import StubTable
 from .host import HostIdentity

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from .. import _native
-from ..cpuid import Cpuid
+from ..cpuid.cpuid import Cpuid
 from ..differences import Difference
 
 _lib, _ffi = _native.lib, _native.ffi

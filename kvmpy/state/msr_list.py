@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from .. import _native, ioctls
-from ..cpuid import Cpuid
+from ..cpuid.cpuid import Cpuid
 from ..kvm import KVM
 from ..msrs import CHUNK
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import _native, ioctls
-from ..cpuid import Cpuid
+from ..cpuid.cpuid import Cpuid
 from ..differences import Difference, Differences
 from ..errors import KvmpyError, StateMismatchError
 from ..records import Record

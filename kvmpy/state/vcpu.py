@@ -14,7 +14,7 @@ from ..msrs import index_of, name_of
 from .codec import CODECS
 
 if TYPE_CHECKING:
-    from ..cpuid import Cpuid
+    from ..cpuid.cpuid import Cpuid
     from ..x86.state import StubTable
     from .host import HostIdentity
     from .interrupts import Lapic, VcpuEvents

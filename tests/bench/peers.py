@@ -94,7 +94,7 @@ VMMS = {"kvmpy": _kvmpy, "qemu": _qemu}
 # its time stamps, to what they are, has overlayfs take it into the guest's memory, as a machine of
 # one's own has it in its page cache.
 _LOADED = """\
-import sys, kvmpy.cli.boot, kvmpy.cpuid_edit, kvmpy.devices.virtio.block, kvmpy.state.xsave
+import sys, kvmpy.cli.boot, kvmpy.cpuid.edit, kvmpy.devices.virtio.block, kvmpy.state.xsave
 for module in list(sys.modules.values()):
     for name in "__file__", "__cached__":
         print(getattr(module, name, None) or "")

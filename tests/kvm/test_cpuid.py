@@ -5,8 +5,8 @@ import json
 import pytest
 
 import kvmpy
-from kvmpy import cpuid_features as cf
-from kvmpy.cpuid import Cpuid
+from kvmpy.cpuid import features as cf
+from kvmpy.cpuid.cpuid import Cpuid
 
 # /proc/cpuinfo's words for what is no single bit of CPUID: the kernel's own summaries and
 # conclusions, and VT-x properties, of which "vnmi" has a namesake of AMD's.

@@ -6,7 +6,7 @@ import pytest
 from irq_guest import NO_PIC, XAPIC, boot, interrupted, quiet
 
 import kvmpy
-from kvmpy.cpuid import Cpuid
+from kvmpy.cpuid.cpuid import Cpuid
 
 HV = pytest.mark.not_on("kvm_pvm", reason="has no Hyper-V enlightenments (KVM_CAP_HYPERV is 0)")
 HYPERV_LEAF = 0x4000_0001

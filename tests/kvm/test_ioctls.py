@@ -6,7 +6,7 @@ import pytest
 
 import kvmpy
 from kvmpy import _native, ioctls
-from kvmpy.cpuid import HAS_INDEX, Cpuid, Leaf
+from kvmpy.cpuid.cpuid import HAS_INDEX, Cpuid, Leaf
 
 ffi = _native.ffi
 

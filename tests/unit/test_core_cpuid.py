@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy.cpuid import HAS_INDEX, Cpuid, Leaf
+from kvmpy.cpuid.cpuid import HAS_INDEX, Cpuid, Leaf
 
 U32 = st.integers(0, 0xFFFF_FFFF)
 FUNCTIONS = st.sampled_from([0, 1, 4, 6, 7, 0xA, 0xB, 0xD, 0x1F, 0x4000_0000, 0x8000_0008,

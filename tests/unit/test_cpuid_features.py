@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import cpuid_features as cf
-from kvmpy.cpuid import HAS_INDEX, Cpuid, Leaf
+from kvmpy.cpuid import features as cf
+from kvmpy.cpuid.cpuid import HAS_INDEX, Cpuid, Leaf
 
 NAMES = sorted(cf.table())
 SETS = st.lists(st.sampled_from(NAMES), max_size=12)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import kvmpy
-from kvmpy.cpuid import Cpuid, Leaf
+from kvmpy.cpuid.cpuid import Cpuid, Leaf
 from kvmpy.state import (
     Clock,
     Component,

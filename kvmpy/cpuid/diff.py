@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import cpuid_features as cf
+from ..values import dataclass
+from . import features as cf
 from .cpuid import Cpuid, Leaf
-from .values import dataclass
 
 _REGISTERS = ("eax", "ebx", "ecx", "edx")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 
-from .values import dataclass
+from ..values import dataclass
 
 SDM = 'SDM vol. 2, "CPUID"'
 APM = "APM vol. 3, appendix E"
@@ -196,7 +196,7 @@ class Feature:
 
     ``copies``: other places that say the same (function, index, register, bit).
 
-    >>> from kvmpy.cpuid_features import find
+    >>> from kvmpy.cpuid.features import find
     >>> find("avx2")
     <avx2: CPUID 7.0 EBX bit 5>
     """
@@ -214,7 +214,7 @@ class Feature:
     def places(self) -> tuple[tuple[int, int, str, int], ...]:
         """Every bit that says it: function, index, register, bit. The first one decides.
 
-        >>> from kvmpy.cpuid_features import find
+        >>> from kvmpy.cpuid.features import find
         >>> find("avx2").places
         ((7, 0, 'ebx', 5),)
         """
@@ -279,7 +279,7 @@ def find(name: str) -> Feature:
 
     Raises ValueError, which names close matches, if there is none.
 
-    >>> from kvmpy.cpuid_features import find
+    >>> from kvmpy.cpuid.features import find
     >>> find("SSE4.1") is find("sse4-1") is find("sse4_1")
     True
     """
@@ -292,7 +292,7 @@ def find(name: str) -> Feature:
 def expand(names: Iterable[str]) -> Iterator[str]:
     """Canonical names of features, and of groups followed by their members.
 
-    >>> from kvmpy.cpuid_features import expand
+    >>> from kvmpy.cpuid.features import expand
     >>> list(expand(["SSE4.1", "pmu"]))[:3]
     ['sse4_1', 'pmu', 'pdcm']
     """
@@ -328,7 +328,7 @@ def _closure(names: Iterable[str], edges: dict[str, tuple[str, ...]]) -> tuple[s
 def with_dependents(names: Iterable[str]) -> tuple[str, ...]:
     """The features (and groups) named, and all that cannot exist without them.
 
-    >>> from kvmpy.cpuid_features import with_dependents
+    >>> from kvmpy.cpuid.features import with_dependents
     >>> "avx512_vnni" in with_dependents(["avx"])
     True
     """
@@ -338,7 +338,7 @@ def with_dependents(names: Iterable[str]) -> tuple[str, ...]:
 def with_requirements(names: Iterable[str]) -> tuple[str, ...]:
     """The features (and groups) named, and all they need.
 
-    >>> from kvmpy.cpuid_features import with_requirements
+    >>> from kvmpy.cpuid.features import with_requirements
     >>> with_requirements(["cx16"])
     ('cx16', 'cx8')
     """

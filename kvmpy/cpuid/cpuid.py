@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import _native
-from .values import dataclass
+from .. import _native
+from ..values import dataclass
 
 if TYPE_CHECKING:
-    from .cpuid_diff import CpuidDiff
-    from .cpuid_edit import MaskedFeature
-    from .cpuid_topology import AddressBits, Cache, Topology
+    from .diff import CpuidDiff
+    from .edit import MaskedFeature
+    from .topology import AddressBits, Cache, Topology
 
 _ffi = _native.ffi
 
@@ -77,7 +77,7 @@ class Cpuid:
         >>> kvmpy.Cpuid.of_this_cpu().has("lm")
         True
         """
-        from .host.cpu import every_leaf
+        from ..host.cpu import every_leaf
 
         return cls(Leaf(*key, HAS_INDEX, *registers) for key, registers in every_leaf())
 
@@ -131,7 +131,7 @@ class Cpuid:
         >>> cpu.cpuid.has("SSE2"), "tsc" in cpu.cpuid
         (True, True)
         """
-        from .cpuid_features import find
+        from .features import find
 
         return self._shows(find(feature))
 
@@ -146,7 +146,7 @@ class Cpuid:
         >>> cpu.cpuid.features[0]
         'fpu'
         """
-        from .cpuid_features import table
+        from .features import table
 
         return tuple(name for name, feature in table().items() if self._shows(feature))
 
@@ -160,7 +160,7 @@ class Cpuid:
         >>> "avx2" in kvm.supported_cpuid().without("avx")
         False
         """
-        from .cpuid_edit import without
+        from .edit import without
 
         return without(self, features)
 
@@ -175,7 +175,7 @@ class Cpuid:
         >>> full.without("cx8").with_features("cx8", supported=full) == full.without("cx16")
         True
         """
-        from .cpuid_edit import with_features
+        from .edit import with_features
 
         return with_features(self, features, supported)
 
@@ -190,7 +190,7 @@ class Cpuid:
         >>> "sse2" in masked, "apic" in masked
         (False, True)
         """
-        from .cpuid_edit import mask
+        from .edit import mask
 
         return mask(self, changes, self if supported is None else supported)
 
@@ -200,7 +200,7 @@ class Cpuid:
         >>> cpu.cpuid.diff(cpu.cpuid.without("mca")).removed
         ('mca',)
         """
-        from .cpuid_diff import diff
+        from .diff import diff
 
         return diff(self, other)
 
@@ -291,7 +291,7 @@ class Cpuid:
         >>> cpu.cpuid.address_bits.linear in (48, 57)
         True
         """
-        from .cpuid_topology import address_bits
+        from .topology import address_bits
 
         return address_bits(self)
 
@@ -302,7 +302,7 @@ class Cpuid:
         >>> all(cache.size and cache.line for cache in cpu.cpuid.caches)
         True
         """
-        from .cpuid_topology import caches
+        from .topology import caches
 
         return caches(self)
 
@@ -313,7 +313,7 @@ class Cpuid:
         >>> kvm.supported_cpuid().for_vcpu(2, vcpus=4).topology
         <APIC id 2: package 0, core 2 of 4, 1 thread a core>
         """
-        from .cpuid_topology import topology
+        from .topology import topology
 
         return topology(self)
 
@@ -334,7 +334,7 @@ class Cpuid:
         >>> kvm.supported_cpuid().for_vcpu(3, vcpus=4)[1].ebx >> 24
         3
         """
-        from .cpuid_topology import for_vcpu
+        from .topology import for_vcpu
 
         return Cpuid(for_vcpu(self, vcpu_id, vcpus, lapic))
 
@@ -348,7 +348,7 @@ class Cpuid:
         >>> kvm.supported_cpuid().for_module("kvm_intel")[1]
         ()
         """
-        from .cpuid_edit import for_module
+        from .edit import for_module
 
         return for_module(self, module)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from . import cpuid_features as cf
+from ..errors import UnsupportedError
+from ..values import replace
+from . import features as cf
 from .cpuid import HAS_INDEX, Cpuid, Leaf
-from .errors import UnsupportedError
-from .values import replace
 
 _Leaves = dict[tuple[int, int], Leaf]
 

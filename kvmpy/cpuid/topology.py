@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..errors import UnsupportedError
+from ..values import dataclass, replace
 from .cpuid import HAS_INDEX, Cpuid, Leaf
-from .errors import UnsupportedError
-from .values import dataclass, replace
 
 #: The highest id of a local APIC in xAPIC mode; 255 is "all" (SDM vol. 3, "Local APIC ID").
 HIGHEST_XAPIC_ID = 254
@@ -206,7 +206,7 @@ class Topology:
     def package(self) -> int:
         """The number of its package.
 
-        >>> from kvmpy.cpuid_topology import Topology
+        >>> from kvmpy.cpuid.topology import Topology
         >>> Topology(apic_id=5, threads=1, cores=4, leaf=0xB).package
         1
         """
@@ -216,7 +216,7 @@ class Topology:
     def core(self) -> int:
         """The number of its core in the package.
 
-        >>> from kvmpy.cpuid_topology import Topology
+        >>> from kvmpy.cpuid.topology import Topology
         >>> Topology(apic_id=5, threads=1, cores=4, leaf=0xB).core
         1
         """
