@@ -7,8 +7,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .cpuid.cpuid import Cpuid
+from .ioctls import capabilities
 from .vm_events import HasFileno, _descriptor
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .cpuid.cpuid import Cpuid
 from .errors import (
     ClosedError,
@@ -20,6 +20,7 @@ from .errors import (
     UnsupportedError,
 )
 from .guest_memfd import VmType, decode_vm_types
+from .ioctls import capabilities
 from .kvm_extras import ExtraMethods
 from .msrs import FeatureMsrs
 from .values import replace

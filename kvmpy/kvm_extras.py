@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _native, capabilities, hyperv
+from . import _native, hyperv
 from .device import Attributes
+from .ioctls import capabilities
 
 if TYPE_CHECKING:
     from .cpuid.cpuid import Cpuid

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
 
 from . import _native
-from .ioctl import Ioctl
+from .ioctls.ioctl import Ioctl
 from .values import dataclass, names
 
 if TYPE_CHECKING:

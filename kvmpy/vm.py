@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Literal
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .bus import Bus, BusMethods
 from .cpuid.cpuid import Cpuid
 from .device import DeviceMethods
@@ -15,6 +15,7 @@ from .enabling_methods import VmEnableMethods
 from .encryption import EncryptionMethods
 from .errors import ClosedError
 from .hyperv import HypervMethods
+from .ioctls import capabilities
 from .kvm import KVM
 from .memory import Backing, GuestMemory
 from .pmu import PmuMethods

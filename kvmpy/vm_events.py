@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .bus import ClaimError
+from .ioctls import capabilities
 
 if TYPE_CHECKING:
     from .bus import Bus

@@ -9,8 +9,9 @@ import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, overload
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .errors import KvmIoctlError, UnsupportedError
+from .ioctls import capabilities
 
 if TYPE_CHECKING:
     from .devices import Ioapic

@@ -5,9 +5,10 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
 from .errors import GuestMemoryError
 from .guest_memfd import GuestMemfd
+from .ioctls import capabilities
 from .memory import PAGE_SIZE, parse_size
 from .slots import GUEST_MEMFD, Binding, Slot, Slots
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from . import _native, capabilities, ioctls
+from . import _native, ioctls
+from .ioctls import capabilities
 
 if TYPE_CHECKING:
     from .vm import VM

@@ -1,6 +1,6 @@
 /*
  * What Python sees of <linux/kvm.h> and <asm/kvm.h>, beyond the capabilities (capabilities.h) and
- * the requests (made from kvmpy/ioctl_table.py). Read by cffi, not by the compiler, which has the
+ * the requests (made from kvmpy/ioctls/table.py). Read by cffi, not by the compiler, which has the
  * last word on every number and layout; what is newer than its headers comes from kvm_compat.h.
  */
 

@@ -140,7 +140,8 @@ _used: dict[str, set[str]] = {"ioctls": set(), "exits": set(), "capabilities": s
 
 def _record_use() -> None:
     """Have what is made from Python with success noted, for tests/api/coverage.py."""
-    from kvmpy import VCPU, _native, capabilities, ioctl, ioctls
+    from kvmpy import VCPU, _native, ioctls
+    from kvmpy.ioctls import capabilities, ioctl
 
     ffi = _native.ffi
     names = {row.request: row.name for row in ioctls.ALL.values()}
@@ -173,7 +174,8 @@ def _record_use() -> None:
 def scripted_ioctls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """``scripted_ioctls(answer)``: ``answer(name, fd, argument, real)`` stands in for the kernel;
     ``real()`` asks it after all."""
-    from kvmpy import ioctl, ioctls
+    from kvmpy import ioctls
+    from kvmpy.ioctls import ioctl
 
     names = {row.request: row.name for row in ioctls.ALL.values()}
 

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ..capabilities import PREFIX
 from ..host import topology
 from ..host.capabilities import GROUPS, value_text
+from ..ioctls.capabilities import PREFIX
 from . import report
 
 NAME = "info"

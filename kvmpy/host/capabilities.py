@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .. import capabilities
+from ..ioctls import capabilities
 from ..kvm import KVM
 
 

@@ -3,7 +3,7 @@
 
     python tests/api/coverage.py [--brief] [host=results/host.xml kvm_amd=results/svm.xml ...]
 
-Compares kvmpy/ioctl_table.py with the installed <linux/kvm.h> and with the list of the kernel's KVM
+Compares kvmpy/ioctls/table.py with the installed <linux/kvm.h> and with the list of the kernel's KVM
 API document (documented.tsv), the exits with the header, and the methods that the table names with
 the package. With JUnit files of test runs it also lists on which run a passed test made each ioctl
 with success, saw each exit and enabled each capability. Exit status 1 when something of x86 is
@@ -102,7 +102,7 @@ class Run:
 
 def table() -> dict[str, list[str]]:
     """kvmpy's rows by name."""
-    from kvmpy.ioctl_table import TABLE
+    from kvmpy.ioctls.table import TABLE
 
     return {row.split()[0]: row.split() for row in TABLE.splitlines() if row}
 
@@ -131,7 +131,7 @@ def check_header(rows: Rows, text: str) -> Iterator[str]:
         yield f"{HEADER}: only {len(names)} ioctls were found in it"
     for name in sorted(names - set(rows)):
         if not any(re.fullmatch(pattern, name) for pattern in NOT_OURS):
-            yield f"{name} is in {HEADER}, and not in kvmpy/ioctl_table.py"
+            yield f"{name} is in {HEADER}, and not in kvmpy/ioctls/table.py"
 
 
 def check_documented(rows: Rows, text: str) -> Iterator[str]:
@@ -144,7 +144,7 @@ def check_documented(rows: Rows, text: str) -> Iterator[str]:
             continue
         row = rows.get(name)
         if row is None:
-            yield f"{name} (KVM API {section}) is not in kvmpy/ioctl_table.py"
+            yield f"{name} (KVM API {section}) is not in kvmpy/ioctls/table.py"
             continue
         if row[5] != section:
             yield f"{name}: section {row[5]} in the table, {section} in the document"
@@ -281,7 +281,7 @@ def report(rows: Rows, reasons: Mapping[str, int], runs: Mapping[str, Run]) -> I
                 yield f"    {UNSEEN[kind]}"
     yield ""
     yield _head("capability to enable", "method", runs)
-    from kvmpy import enabling
+    from kvmpy.ioctls import enabling
 
     for row in enabling.TABLE.values():
         method = row.method or f"{row.target.upper()}.enable_capability"
@@ -290,7 +290,7 @@ def report(rows: Rows, reasons: Mapping[str, int], runs: Mapping[str, Run]) -> I
 
 def summary(rows: Rows, reasons: Mapping[str, int], runs: Mapping[str, Run]) -> Iterator[str]:
     """The totals."""
-    from kvmpy import capabilities, enabling
+    from kvmpy.ioctls import capabilities, enabling
 
     kinds = {kind for number in reasons.values() for kind in exit_classes().get(number, ())}
     enabled = set(enabling.TABLE)

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 import kvmpy
-from kvmpy import GuestException, Hlt, InternalError, KvmIoctlError, UnsupportedError, enabling
+from kvmpy import GuestException, Hlt, InternalError, KvmIoctlError, UnsupportedError
+from kvmpy.ioctls import enabling
 
 #: Needs what no test machine has to be enabled, or a second VM with encryption.
 SKIPPED = {"SGX_ATTRIBUTE", "VM_COPY_ENC_CONTEXT_FROM", "VM_MOVE_ENC_CONTEXT_FROM",

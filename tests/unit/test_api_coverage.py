@@ -63,7 +63,7 @@ def test_what_only_the_header_has() -> None:
     """An ioctl and an exit of a newer header are missing; another architecture's are not."""
     assert list(coverage.check_header(ROWS, HEADER)) == [
         f"{coverage.HEADER}: only 5 ioctls were found in it",
-        f"KVM_BRAND_NEW is in {coverage.HEADER}, and not in kvmpy/ioctl_table.py",
+        f"KVM_BRAND_NEW is in {coverage.HEADER}, and not in kvmpy/ioctls/table.py",
     ]
     found = list(coverage.check_exits(coverage.header_exits(HEADER)))
     assert found[0].endswith("only 3 exit reasons were found in it")
@@ -86,7 +86,7 @@ def test_a_row_less() -> None:
     header = "#define KVM_NMI _IO(KVMIO, 0x9a)\n" + HEADER
     assert any("KVM_NMI is in" in line for line in coverage.check_header(rows, header))
     assert list(coverage.check_documented(rows, DOCUMENT)) == [
-        "KVM_NMI (KVM API 4.64) is not in kvmpy/ioctl_table.py"
+        "KVM_NMI (KVM API 4.64) is not in kvmpy/ioctls/table.py"
     ]
     wrong = {**ROWS, "KVM_NMI": [*ROWS["KVM_NMI"][:5], "4.65", "VCPU.nmi"]}
     assert list(coverage.check_documented(wrong, DOCUMENT)) == [

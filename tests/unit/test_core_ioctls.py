@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import kvmpy
-from kvmpy import _native, errors, ioctl as ioctl_module, ioctls
+from kvmpy import _native, errors, ioctls
+from kvmpy.ioctls import ioctl as ioctl_module
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VARIABLE = {"struct kvm_msrs", "struct kvm_cpuid2", "struct kvm_msr_list"}

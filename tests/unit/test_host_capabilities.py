@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmpy import capabilities
 from kvmpy.host.capabilities import GROUPS, value_text
+from kvmpy.ioctls import capabilities
 
 HEADER = Path("/usr/include/linux/kvm.h")
 #: Of other architectures alone, as native/capabilities.h says.

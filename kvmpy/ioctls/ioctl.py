@@ -11,8 +11,8 @@ import fcntl
 import os
 from typing import Any
 
-from . import _native
-from .errors import ForkedError, KvmIoctlError, UnsupportedError, VmDeadError
+from .. import _native
+from ..errors import ForkedError, KvmIoctlError, UnsupportedError, VmDeadError
 
 _lib, _ffi = _native.lib, _native.ffi
 _call, _call_with = _lib.shim_ioctl, _lib.shim_ioctl_with
@@ -28,7 +28,7 @@ _PERHAPS_MISSING = frozenset(
 
 
 class Ioctl:
-    """One request; a row of ``kvmpy.ioctl_table``.
+    """One request; a row of ``kvmpy.ioctls.table``.
 
     ``name`` as in ``<linux/kvm.h>``; ``fds`` the kinds of descriptor it goes to; ``direction`` of
     its structure, seen from the kernel ("in", "out", "inout", "" for none); ``argument`` the C
@@ -126,7 +126,7 @@ _origins: dict[int, tuple[int, int]] = {}
 def remember_origin(fd: int, vm_fd: int) -> None:
     """Note which process made ``fd``, and for which VM.
 
-    >>> kvmpy.ioctl.remember_origin(cpu.fileno(), vm.fileno())
+    >>> kvmpy.ioctls.ioctl.remember_origin(cpu.fileno(), vm.fileno())
     """
     _origins[fd] = os.getpid(), vm_fd
 
@@ -134,7 +134,7 @@ def remember_origin(fd: int, vm_fd: int) -> None:
 def lacks(fd: int, capability: str) -> bool:
     """Whether KVM, asked through ``fd`` or the VM it belongs to, says it has no ``capability``.
 
-    >>> kvmpy.ioctl.lacks(vm.fileno(), "KVM_CAP_USER_MEMORY")
+    >>> kvmpy.ioctls.ioctl.lacks(vm.fileno(), "KVM_CAP_USER_MEMORY")
     False
     """
     number = getattr(_lib, capability)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import _native
-from .values import dataclass
+from .. import _native
+from ..values import dataclass
 
 _lib = _native.lib
 

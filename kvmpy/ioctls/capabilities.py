@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 from typing import Protocol
 
-from . import _native
-from .errors import UnsupportedError
+from .. import _native
+from ..errors import UnsupportedError
 
 _lib = _native.lib
 
