@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import _native, exits, ioctls
+from . import _native, ioctls
 from .errors import GuestMemoryError
-from .exits import Exit
+from .exits import reasons as exits
+from .exits.reasons import Exit
 
 if TYPE_CHECKING:
     from .vcpu import VCPU

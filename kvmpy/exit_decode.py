@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from . import exits
-from .exits import Exit
+from .exits import reasons as exits
+from .exits.reasons import Exit
 
 _Words = Sequence[int]
 

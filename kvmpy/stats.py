@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .exits import REASONS
+from .exits.reasons import REASONS
 from .values import dataclass
 
 

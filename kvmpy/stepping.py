@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import exits
 from .debugging import _Budget, _Debugger, debugger_of, linear_rip
 from .errors import GuestMemoryError, KvmpyError
-from .exits import Exit
+from .exits import reasons as exits
+from .exits.reasons import Exit
 
 if TYPE_CHECKING:
     from .vcpu import VCPU

@@ -10,13 +10,14 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from . import _native, exit_decode, exits, ioctls
+from . import _native, exit_decode, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid.cpuid import Cpuid
 from .dirty import DirtyRingMethods
 from .enabling_methods import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
-from .exits import Exit
+from .exits import reasons as exits
+from .exits.reasons import Exit
 from .hyperv import HypervVcpuMethods
 from .msrs import Msrs
 from .regs import Registers, SpecialRegisters
@@ -241,7 +242,7 @@ class VCPU(
         >>> print(cpu.explain(cpu.run(timeout=60)).splitlines()[0])
         the guest has no handler for: #UD invalid opcode (vector 6) at 0010:0x1000...
         """
-        from .explain import explain
+        from .exits.explain import explain
 
         return explain(self, exit)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from . import _native, ioctls
-from .exits import Exit
+from .exits.reasons import Exit
 
 if TYPE_CHECKING:
     from .debugging import Breakpoint, Kind, _Debugger

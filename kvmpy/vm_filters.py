@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _native, ioctls
 from .bus import Bus, ClaimError
-from .exit_names import MSR_REASONS
+from .exits.names import MSR_REASONS
 from .msrs import Key, index_of, name_of
 from .values import dataclass
 

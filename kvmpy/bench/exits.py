@@ -19,7 +19,7 @@ from statistics import median
 from typing import Final
 
 from ..errors import KvmIoctlError, UnsupportedError
-from ..exits import ExitLimit, Hlt
+from ..exits.reasons import ExitLimit, Hlt
 from ..guests import image
 from ..host import backend
 from ..host.cpu import identify

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ..errors import KvmpyError
-from ..exits import Exit, GuestException, Timeout
-from ..explain import headline
+from ..exits.explain import headline
+from ..exits.reasons import Exit, GuestException, Timeout
 from ..guests.image import ORIGIN, Image
 from ..x86.exceptions import VECTORS
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..cpuid.cpuid import Cpuid
-from ..exits import Exit, ExitLimit
+from ..exits.reasons import Exit, ExitLimit
 from ..guests import image
 from ..vm import VM
 from ..x86 import descriptors as d, layout

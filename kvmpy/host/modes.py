@@ -13,9 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .. import _native, exits
+from .. import _native
 from ..errors import KvmIoctlError, KvmpyError
-from ..explain import headline
+from ..exits import reasons as exits
+from ..exits.explain import headline
 from ..vcpu import VCPU
 from ..vm import VM
 from ..x86.descriptors import Gate

@@ -123,7 +123,7 @@ class System:
 
     def run_guest(self, vcpu: VCPU) -> str:
         """Run HLT in 64-bit ring 0; "" if it ends as it should, else what happened."""
-        from ..exits import Hlt
+        from ..exits.reasons import Hlt
         from ..x86.modes import Mode
 
         vcpu.vm.load(b"\xf4", at=0x1000)

@@ -12,7 +12,16 @@ from typing import Final, Literal
 
 from .. import _native
 from ..errors import KvmIoctlError, UnsupportedError
-from ..exits import Exit, GuestException, Hlt, InternalError, IoIn, IoOut, MmioWrite, Timeout
+from ..exits.reasons import (
+    Exit,
+    GuestException,
+    Hlt,
+    InternalError,
+    IoIn,
+    IoOut,
+    MmioWrite,
+    Timeout,
+)
 from ..guests import image
 from ..host.backend import Verdict
 from ..vm import VM

@@ -19,8 +19,8 @@ from typing import Final, Literal
 
 from ..bench import counters
 from ..errors import KvmpyError
-from ..exits import Hlt, IoIn, IoOut, IrqWindowOpen
-from ..explain import headline
+from ..exits.explain import headline
+from ..exits.reasons import Hlt, IoIn, IoOut, IrqWindowOpen
 from ..guests import image
 from ..host import backend
 from ..report.blocks import Block

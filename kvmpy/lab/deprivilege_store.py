@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from ..exits import GuestException
-from ..explain import headline
+from ..exits.explain import headline
+from ..exits.reasons import GuestException
 from ..guests import image
 from ..vm import VM
 from ..x86 import descriptors as d, layout

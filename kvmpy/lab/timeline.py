@@ -22,7 +22,7 @@ from typing import Final
 from ..bench import counters, disclosure, hostcall
 from ..bench.failures import GuestFailed, describe
 from ..errors import UnsupportedError
-from ..exits import ExitLimit
+from ..exits.reasons import ExitLimit
 from ..guests import image
 from ..host import backend
 from ..report.blocks import Block

@@ -24,7 +24,7 @@ from ..bench.failures import GuestFailed, describe
 from ..bench.hostcall import canary_limit
 from ..bench.lab import Lab
 from ..errors import KvmIoctlError
-from ..exits import Exit, ExitLimit, GuestException, IoOut
+from ..exits.reasons import Exit, ExitLimit, GuestException, IoOut
 from ..host import backend
 from ..host.cpu import identify
 from ..report.blocks import Block

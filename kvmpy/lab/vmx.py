@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..errors import KvmpyError, UnsupportedError
-from ..exits import Exit, Hlt, IoOut
+from ..exits.reasons import Exit, Hlt, IoOut
 from ..guests import image
 from ..host import backend
 from ..host.cpu import HostCpu, identify
@@ -208,7 +208,7 @@ class _Guest:
         return tuple(found), f"no end after {_MOST_STEPS} steps"
 
     def _stopped(self, exit: Exit, found: list[Step]) -> str:
-        from ..explain import headline
+        from ..exits.explain import headline
 
         last = found[-1].title if found else "the start"
         return f"{headline(exit)}, after: {last}"

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
-from .. import exits
 from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
 from ..errors import ClosedError, StillRunningError
-from ..exits import Exit
+from ..exits import reasons as exits
+from ..exits.reasons import Exit
 from ..host.backend import kernel_trouble, module_name
 from ..stats import RunStats
 from ..vcpu_thread import pause_all, resume_all

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from .. import exits
-from ..exits import Exit
+from ..exits import reasons as exits
+from ..exits.reasons import Exit
 from ..values import dataclass
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Final
 
 from .. import _native
 from ..errors import KvmpyError, UnsupportedError
-from ..exits import Exit, Kicked
+from ..exits.reasons import Exit, Kicked
 from ..host import backend, topology
 from ..host.scheduling import Scheduling, schedule
 from ..machine.threads import VcpuThreads

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .. import _native
-from ..exit_names import REASONS
+from ..exits.names import REASONS
 from .find import MachineInfo
 from .proc import ThreadTimes
 

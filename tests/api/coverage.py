@@ -157,7 +157,7 @@ def check_documented(rows: Rows, text: str) -> Iterator[str]:
 
 def exit_classes() -> dict[int, list[str]]:
     """The names of kvmpy's exits by reason."""
-    from kvmpy import exits
+    from kvmpy.exits import reasons as exits
 
     found: dict[int, list[str]] = {}
     kinds = [kind for kind in vars(exits).values() if isinstance(kind, type)]
@@ -170,7 +170,7 @@ def exit_classes() -> dict[int, list[str]]:
 
 def all_reasons(header: Mapping[str, int]) -> dict[str, int]:
     """The header's exit reasons, and those of newer kernels that kvmpy has."""
-    from kvmpy.exit_names import REASONS
+    from kvmpy.exits.names import REASONS
 
     newer = {f"KVM_EXIT_{REASONS[n]}": n for n in exit_classes() if n not in header.values()}
     return dict(sorted({**header, **newer}.items(), key=lambda item: item[1]))

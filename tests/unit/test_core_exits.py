@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import exit_decode, exits, stats
+from kvmpy import exit_decode, stats
+from kvmpy.exits import reasons as exits
 
 PAGE = memoryview(bytearray(b"ABCDEFGH" * 512)).toreadonly()
 WORD = st.integers(0, (1 << 64) - 1)

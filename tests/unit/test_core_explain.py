@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvmpy import exits
-from kvmpy.explain import headline, likely_cause
+from kvmpy.exits import reasons as exits
+from kvmpy.exits.explain import headline, likely_cause
 
 
 @pytest.mark.parametrize("module", ["kvm_intel", "kvm_amd", "kvm_pvm", "kvm"])

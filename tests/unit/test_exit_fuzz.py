@@ -3,7 +3,8 @@
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import _native, exit_decode, exits
+from kvmpy import _native, exit_decode
+from kvmpy.exits import reasons as exits
 
 _lib, _ffi = _native.lib, _native.ffi
 RUN_SIZE = 3 * 4096

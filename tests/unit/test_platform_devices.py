@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import kvmpy
-from kvmpy import _native, exits
+from kvmpy import _native
+from kvmpy.exits import reasons as exits
 from kvmpy.vcpu import _SYSTEM_EXITS
 
 lib, ffi = _native.lib, _native.ffi

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from . import exits
-from .errors import KvmpyError
+from ..errors import KvmpyError
+from . import reasons as exits
 
 if TYPE_CHECKING:
-    from .vcpu import VCPU
+    from ..vcpu import VCPU
 
 #: Bytes of code shown at RIP: an x86 instruction has at most 15.
 CODE_BYTES = 15
@@ -20,7 +20,7 @@ def explain(vcpu: VCPU, exit: exits.Exit) -> str:
 
     >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
     >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
-    >>> print(kvmpy.explain.explain(cpu, cpu.run(timeout=5)).splitlines()[0])
+    >>> print(kvmpy.exits.explain.explain(cpu, cpu.run(timeout=5)).splitlines()[0])
     the guest has no handler for: #UD invalid opcode (vector 6) at 0010:0x1000...
     """
     parts = [headline(exit)]
@@ -40,7 +40,7 @@ def explain(vcpu: VCPU, exit: exits.Exit) -> str:
 def headline(exit: exits.Exit) -> str:
     """One line: what kind of exit, with its data.
 
-    >>> kvmpy.explain.headline(kvmpy.Hlt())
+    >>> kvmpy.exits.explain.headline(kvmpy.Hlt())
     '...'
     """
     match exit:
@@ -102,7 +102,7 @@ def headline(exit: exits.Exit) -> str:
 def likely_cause(exit: exits.Exit, module: str) -> str:
     """What usually causes such an exit, on this KVM module; "" when it says it all.
 
-    >>> "real mode" in kvmpy.explain.likely_cause(kvmpy.FailEntry(0x80000021, 0), "kvm_intel")
+    >>> "real mode" in kvmpy.exits.explain.likely_cause(kvmpy.FailEntry(0x80000021, 0), "kvm_intel")
     True
     """
     match exit:
@@ -155,14 +155,14 @@ def likely_cause(exit: exits.Exit, module: str) -> str:
 
 
 def _module() -> str:
-    from .host.backend import module_name
+    from ..host.backend import module_name
 
     return module_name()
 
 
 def _code(vcpu: VCPU) -> str:
     """The bytes at RIP, through the guest's own page tables."""
-    from .x86 import walk
+    from ..x86 import walk
 
     sregs = vcpu.sregs
     layout = walk.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar, dataclass_transform
 
-from .records import flags_text, value_text
-from .values import dataclass, names
+from ..records import flags_text, value_text
+from ..values import dataclass, names
 
 _T = TypeVar("_T")
 
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 def exit_value(cls: type[_T]) -> type[_T]:
     """Decorator: a frozen dataclass that keeps :class:`Exit`'s ``repr``.
 
-    >>> @kvmpy.exit_base.exit_value
+    >>> @kvmpy.exits.base.exit_value
     ... class Mine(kvmpy.Exit):
     ...     gpa: int
     >>> Mine(0x1000)

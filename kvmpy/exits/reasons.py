@@ -1,7 +1,7 @@
 """Why a run came back, as values to match on.
 
 One frozen dataclass per exit reason of KVM (KVM API, "5. The kvm_run structure"; those by which the
-guest asks its hypervisor for something are in :mod:`kvmpy.exit_calls`), and a few for what the host
+guest asks its hypervisor for something are in :mod:`kvmpy.exits.calls`), and a few for what the host
 itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimit`, :class:`DebugExit`. What the
 guest asks of its machine comes from the devices that it asks (``kvmpy.devices.platform``):
 :class:`Reset`, :class:`PowerOff`, :class:`GuestPanic`.
@@ -17,8 +17,9 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from .exit_base import Exit as Exit, exit_value
-from .exit_calls import (
+from ..records import flags_text
+from .base import Exit as Exit, exit_value
+from .calls import (
     Hypercall as Hypercall,
     Hyperv as Hyperv,
     HypervHypercall as HypervHypercall,
@@ -31,11 +32,10 @@ from .exit_calls import (
     Wrmsr as Wrmsr,
     Xen as Xen,
 )
-from .exit_names import DR6_FLAGS, INTERNAL_ERRORS, REASONS as REASONS
-from .records import flags_text
+from .names import DR6_FLAGS, INTERNAL_ERRORS, REASONS as REASONS
 
 if TYPE_CHECKING:
-    from .x86.exceptions import ExceptionReport, SyscallReport
+    from ..x86.exceptions import ExceptionReport, SyscallReport
 
 
 @exit_value

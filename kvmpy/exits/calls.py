@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .exit_base import Exit, exit_value
-from .exit_names import HYPERCALLS, MSR_REASONS, SYSTEM_EVENTS, TDVMCALLS, bit_names
+from .base import Exit, exit_value
+from .names import HYPERCALLS, MSR_REASONS, SYSTEM_EVENTS, TDVMCALLS, bit_names
 
 
 @exit_value

@@ -53,7 +53,7 @@ TDVMCALLS: Mapping[int, str] = {
 def bit_names(value: int, names: Mapping[int, str]) -> frozenset[str]:
     """The names of the bits set in ``value``; a bit without one as ``bit N``.
 
-    >>> sorted(kvmpy.exit_names.bit_names(0b110, kvmpy.exit_names.MSR_REASONS))
+    >>> sorted(kvmpy.exits.names.bit_names(0b110, kvmpy.exits.names.MSR_REASONS))
     ['filter', 'unknown']
     """
     bits = (bit for bit in range(value.bit_length()) if value >> bit & 1)

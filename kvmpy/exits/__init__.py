@@ -1,0 +1,1 @@
+"""What ends a run: one frozen value per exit reason, and what each means."""
