@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         Uart as Uart,
     )
     from .differences import diff as diff
-    from .dirty_pages import DirtyPages as DirtyPages
     from .errors import (
         AsmError as AsmError,
         ClosedError as ClosedError,
@@ -113,10 +112,6 @@ if TYPE_CHECKING:
         Wrmsr as Wrmsr,
         Xen as Xen,
     )
-    from .guest_memfd import (
-        GuestMemfd as GuestMemfd,
-        VmType as VmType,
-    )
     from .irqchips import (
         IoapicState as IoapicState,
         PicState as PicState,
@@ -125,8 +120,10 @@ if TYPE_CHECKING:
     )
     from .kvm import KVM as KVM
     from .machine import Machine as Machine
-    from .mapping import HugePageFallbackWarning as HugePageFallbackWarning
-    from .memory import GuestMemory as GuestMemory
+    from .memory.dirty_pages import DirtyPages as DirtyPages
+    from .memory.guest import GuestMemory as GuestMemory
+    from .memory.guest_memfd import GuestMemfd as GuestMemfd, VmType as VmType
+    from .memory.mapping import HugePageFallbackWarning as HugePageFallbackWarning
     from .routing import (
         HvSintRoute as HvSintRoute,
         IrqchipRoute as IrqchipRoute,
@@ -161,7 +158,7 @@ _WHERE = {
     "Leaf": ".cpuid.cpuid",
     "Attributes": ".device",
     "Device": ".device",
-    "DirtyPages": ".dirty_pages",
+    "DirtyPages": ".memory.dirty_pages",
     "DebugConsole": ".devices",
     "I8042": ".devices",
     "Ioapic": ".devices",
@@ -231,8 +228,8 @@ _WHERE = {
     "UnexpectedSyscall": ".exits.reasons",
     "Unknown": ".exits.reasons",
     "Wrmsr": ".exits.reasons",
-    "GuestMemfd": ".guest_memfd",
-    "VmType": ".guest_memfd",
+    "GuestMemfd": ".memory.guest_memfd",
+    "VmType": ".memory.guest_memfd",
     "IoapicState": ".irqchips",
     "PicState": ".irqchips",
     "PitState": ".irqchips",
@@ -251,8 +248,8 @@ _WHERE = {
     "MsrRange": ".vm_filters",
     "KVM": ".kvm",
     "Machine": ".machine",
-    "GuestMemory": ".memory",
-    "HugePageFallbackWarning": ".mapping",
+    "GuestMemory": ".memory.guest",
+    "HugePageFallbackWarning": ".memory.mapping",
     "HvSintRoute": ".routing",
     "IrqchipRoute": ".routing",
     "MsiMessage": ".routing",

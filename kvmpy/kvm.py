@@ -19,9 +19,9 @@ from .errors import (
     KvmVersionError,
     UnsupportedError,
 )
-from .guest_memfd import VmType, decode_vm_types
 from .ioctls import capabilities
 from .kvm_extras import ExtraMethods
+from .memory.guest_memfd import VmType, decode_vm_types
 from .msrs import FeatureMsrs
 from .values import replace
 

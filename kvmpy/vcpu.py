@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from . import _native, exit_decode, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid.cpuid import Cpuid
-from .dirty import DirtyRingMethods
 from .enabling_methods import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import reasons as exits
 from .exits.reasons import Exit
 from .hyperv import HypervVcpuMethods
+from .memory.dirty import DirtyRingMethods
+from .memory.vcpu import MemoryMethods
 from .msrs import Msrs
 from .regs import Registers, SpecialRegisters
 from .stats import RunStats
@@ -26,7 +27,6 @@ from .stats_methods import StatsMethods
 from .vcpu_answer import AnswerMethods
 from .vcpu_apic import ApicMethods
 from .vcpu_debug import DebugMethods
-from .vcpu_memory import MemoryMethods
 from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
 from .vcpu_thread import ThreadMethods

@@ -10,23 +10,23 @@ from . import _native, ioctls
 from .bus import Bus, BusMethods
 from .cpuid.cpuid import Cpuid
 from .device import DeviceMethods
-from .dirty import DirtyMethods
 from .enabling_methods import VmEnableMethods
-from .encryption import EncryptionMethods
 from .errors import ClosedError
 from .hyperv import HypervMethods
 from .ioctls import capabilities
 from .kvm import KVM
-from .memory import Backing, GuestMemory
+from .memory.dirty import DirtyMethods
+from .memory.encryption import EncryptionMethods
+from .memory.guest import Backing, GuestMemory
+from .memory.regions import MemoryMethods
+from .memory.slots import Slots
 from .pmu import PmuMethods
-from .slots import Slots
 from .stats_methods import StatsMethods
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
 from .vm_events import EventMethods
 from .vm_filters import FilterMethods
 from .vm_irq import IrqMethods
-from .vm_memory import MemoryMethods
 from .x86 import layout
 from .xen_methods import XenMethods
 

@@ -25,7 +25,7 @@ import kvmpy
 #: and rooms' insides behind kvmpy.boot.load() and the commands info and doctor.
 _LEFT_OUT = (
     *("kvmpy.__main__", "kvmpy._native", "kvmpy.boot.", "kvmpy.cli", "kvmpy.pytest_plugin"),
-    *("kvmpy.cpuid.diff", "kvmpy.cpuid.edit", "kvmpy.cpuid.topology", "kvmpy.slots"),
+    *("kvmpy.cpuid.diff", "kvmpy.cpuid.edit", "kvmpy.cpuid.topology", "kvmpy.memory.slots"),
     "kvmpy.host.cgroup",
     *("kvmpy.host.doctor", "kvmpy.host.info", "kvmpy.host.modes", "kvmpy.host.system"),
     *("kvmpy.lab._", "kvmpy.machine.console", "kvmpy.machine.pc"),

@@ -18,7 +18,7 @@ from .e820 import MapEntry, RangeType, memory_map
 from .image import BytesLike, EntryState, Image, LoadedImage, Module, Request
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 __all__ = [
     "FORMATS",

@@ -27,7 +27,7 @@ from ..x86 import layout
 from . import aml
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 OEM_ID: Final = b"KVMPY "
 OEM_TABLE_ID: Final = b"KVMPY   "

@@ -15,7 +15,7 @@ from ..values import dataclass
 from ..x86 import layout
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 Range = tuple[int, int]
 """Start and exclusive end, guest-physical."""

@@ -17,7 +17,7 @@ from ..values import dataclass
 from ..x86.modes import Mode
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 BytesLike: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
 

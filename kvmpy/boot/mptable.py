@@ -14,7 +14,7 @@ from ..x86 import layout
 from .acpi import ISA_BUS, MAX_LAPIC_ID, NMI_LINT, checksum
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 SPECIFICATION: Final = 4  # 1.4
 FLOATING_POINTER: Final = struct.Struct("<4sIBBB5s")

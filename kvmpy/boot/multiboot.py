@@ -24,7 +24,7 @@ from .image import EntryState, Image, LoadedImage, Module, Request
 from .placement import Placement
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 MULTIBOOT_SEARCH = 8192
 MULTIBOOT_HEADER_ALIGN = 4

@@ -19,7 +19,7 @@ from . import e820
 from .image import Image, Request
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 LIMIT_4G = 4 * layout.GIB
 """Everything that a boot protocol hands over by 32-bit address ends below this."""

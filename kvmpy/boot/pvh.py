@@ -18,7 +18,7 @@ from .image import EntryState, LoadedImage, Module, Request
 from .placement import LIMIT_4G, Placement
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 XEN_NOTE_NAME = b"Xen"
 XEN_ELFNOTE_PHYS32_ENTRY = 18

@@ -17,7 +17,7 @@ from ..boot import FORMATS
 from ..boot.files import content
 from ..errors import ImageError, KvmpyError
 from ..machine import Machine, Outcome
-from ..memory import parse_size
+from ..memory.guest import parse_size
 from ..x86.modes import Mode
 from . import USAGE
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..cpuid.edit import MaskedFeature
     from ..devices.virtio import VirtioDevice
     from ..host.topology import Pin
-    from ..memory import Backing
+    from ..memory.guest import Backing
     from ..vcpu import VCPU
     from .expect import Receiver, ScriptConsole
 

@@ -30,7 +30,7 @@ from ..x86.modes import write_real_mode_stubs
 
 if TYPE_CHECKING:
     from ..devices.virtio import VirtioDevice
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
     from ..vm import VM
 
 

@@ -9,7 +9,7 @@ from .. import _native
 from ..values import dataclass
 
 if TYPE_CHECKING:
-    from ..memory import GuestMemory
+    from ..memory.guest import GuestMemory
 
 _ffi = _native.ffi
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from ..memory import HOLE_END as HOLE_END, HOLE_START as HOLE_START, PAGE_SIZE as PAGE_SIZE
+from ..memory.guest import HOLE_END as HOLE_END, HOLE_START as HOLE_START, PAGE_SIZE as PAGE_SIZE
 from ..values import dataclass
 
 KIB: Final = 1 << 10

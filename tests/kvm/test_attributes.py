@@ -7,7 +7,8 @@ import pytest
 from irq_guest import NO_PIC, XAPIC, boot
 
 import kvmpy
-from kvmpy import _native, device, encryption
+from kvmpy import _native, device
+from kvmpy.memory import encryption
 
 lib = _native.lib
 

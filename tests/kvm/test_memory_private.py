@@ -8,7 +8,7 @@ import pytest
 
 import kvmpy
 from kvmpy import _native, ioctls
-from kvmpy.guest_memfd import FLAG_INIT_SHARED, FLAG_MMAP
+from kvmpy.memory.guest_memfd import FLAG_INIT_SHARED, FLAG_MMAP
 
 ffi = _native.ffi
 

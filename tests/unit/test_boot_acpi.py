@@ -22,7 +22,7 @@ from hypothesis import given, settings, strategies as st
 from kvmpy.boot import acpi, aml, load, memory_map
 from kvmpy.boot.acpi import VirtioMmio, build_acpi
 from kvmpy.errors import ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import layout
 
 

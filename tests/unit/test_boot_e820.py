@@ -6,7 +6,7 @@ import pytest
 
 from kvmpy.boot.e820 import MapEntry, RangeType, memory_map, merge, subtract
 from kvmpy.errors import ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import layout
 
 RAM, RESERVED = RangeType.RAM, RangeType.RESERVED

@@ -11,7 +11,7 @@ from boot_images import CODE, MIB, START_KERNEL_MAP, Segment, bzimage, elf, fiel
 from kvmpy.boot import LoadedImage, load
 from kvmpy.boot.acpi import build_acpi
 from kvmpy.errors import ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import layout
 from kvmpy.x86.modes import Mode
 

@@ -23,7 +23,7 @@ from boot_images import (
 
 from kvmpy.boot import FORMATS, detect, load
 from kvmpy.errors import ClosedError, ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86.modes import Mode, prepare
 
 

@@ -9,7 +9,7 @@ from boot_images import CODE, MIB, Segment, elf, multiboot_elf, multiboot_header
 
 from kvmpy.boot import LoadedImage, load
 from kvmpy.errors import ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86.modes import Mode
 
 

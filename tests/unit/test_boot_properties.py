@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kvmpy.boot import FORMATS, LoadedImage, detect, load
 from kvmpy.errors import ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import layout
 from kvmpy.x86.modes import Mode
 

@@ -9,7 +9,7 @@ from boot_images import CODE, MIB, Segment, elf, note, pvh
 
 from kvmpy.boot import load
 from kvmpy.errors import ImageError
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86.modes import Mode
 
 

@@ -9,8 +9,8 @@ from hypothesis import example, given, strategies as st
 
 from kvmpy.errors import ClosedError, GuestMemoryError
 from kvmpy.machine.resident import measure
-from kvmpy.mapping import HUGE_PAGE_SIZE, TRANSPARENT_FROM, HugePageFallbackWarning
-from kvmpy.memory import HOLE_END, HOLE_START, MAX_GPA, GuestMemory, parse_size
+from kvmpy.memory.guest import HOLE_END, HOLE_START, MAX_GPA, GuestMemory, parse_size
+from kvmpy.memory.mapping import HUGE_PAGE_SIZE, TRANSPARENT_FROM, HugePageFallbackWarning
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -8,9 +8,9 @@ from hypothesis import given, strategies as st
 import kvmpy
 from kvmpy import ioctls
 from kvmpy.errors import ClosedError, GuestMemoryError
-from kvmpy.guest_memfd import VmType, decode_vm_types
-from kvmpy.memory import GuestMemory
-from kvmpy.vcpu_memory import MemoryMethods
+from kvmpy.memory.guest import GuestMemory
+from kvmpy.memory.guest_memfd import VmType, decode_vm_types
+from kvmpy.memory.vcpu import MemoryMethods
 
 MIB = 1 << 20
 

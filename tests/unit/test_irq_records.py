@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import _native, encryption, irqchips, routing, vm_events, xen, xen_methods
+from kvmpy import _native, irqchips, routing, vm_events, xen, xen_methods
+from kvmpy.memory import encryption
 from kvmpy.records import differences
 
 ffi, lib = _native.ffi, _native.lib

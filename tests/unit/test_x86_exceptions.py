@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as some
 
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import exceptions, layout
 from kvmpy.x86.exceptions import ExceptionReport, SyscallReport, identify
 from kvmpy.x86.modes import Mode, prepare, write_real_mode_stubs

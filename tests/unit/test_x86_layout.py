@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import descriptors, layout
 from kvmpy.x86.layout import GIB, KIB, MIB, PAGE_SIZE
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import descriptors as d, layout, state as st
 from kvmpy.x86.descriptors import Descriptor, Gate, Tss32, Tss64
 from kvmpy.x86.layout import KIB, MIB

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings, strategies as some
 
-from kvmpy.memory import GuestMemory
+from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import layout, paging
 from kvmpy.x86.layout import GIB, KIB, MIB, MemoryLike, SupervisorArea
 from kvmpy.x86.walk import Paging, Translation, walk

@@ -15,7 +15,7 @@ from ...values import dataclass
 if TYPE_CHECKING:
     from typing import Self
 
-    from ...memory import GuestMemory, Region
+    from ...memory.guest import GuestMemory, Region
     from ...vm import VM
 
 _lib, _ffi = _native.lib, _native.ffi

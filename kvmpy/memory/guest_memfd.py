@@ -6,8 +6,8 @@ from __future__ import annotations
 import enum
 import os
 
-from . import _native, ioctls
-from .errors import ClosedError
+from .. import _native, ioctls
+from ..errors import ClosedError
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
+from .. import _native, ioctls
 
 _ffi = _native.ffi
 

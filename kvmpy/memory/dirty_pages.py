@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from .memory import PAGE_SIZE
+from .guest import PAGE_SIZE
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -12,15 +12,15 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
-from .errors import ClosedError, GuestMemoryError, UnsupportedError
-from .memory import PAGE_SIZE, Region
-from .values import dataclass, replace
+from .. import _native, ioctls
+from ..errors import ClosedError, GuestMemoryError, UnsupportedError
+from ..values import dataclass, replace
+from .guest import PAGE_SIZE, Region
 
 if TYPE_CHECKING:
+    from .guest import GuestMemory
     from .guest_memfd import GuestMemfd
-    from .memory import GuestMemory
-    from .vm_memory import MemoryMethods
+    from .regions import MemoryMethods
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
-from .errors import GuestMemoryError
+from .. import _native, ioctls
+from ..errors import GuestMemoryError
+from ..ioctls import capabilities
+from .guest import PAGE_SIZE, parse_size
 from .guest_memfd import GuestMemfd
-from .ioctls import capabilities
-from .memory import PAGE_SIZE, parse_size
 from .slots import GUEST_MEMFD, Binding, Slot, Slots
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from . import _native
-from .errors import ClosedError, GuestMemoryError
+from .. import _native
+from ..errors import ClosedError, GuestMemoryError
 from .mapping import TRANSPARENT_FROM, map_memory
 
 if TYPE_CHECKING:

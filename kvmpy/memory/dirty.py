@@ -11,15 +11,15 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
+from .. import _native, ioctls
+from ..errors import ClosedError, DirtyRingOverrunError, KvmpyError, UnsupportedError
 from .dirty_pages import PAGES_PER_WORD, DirtyPages
-from .errors import ClosedError, DirtyRingOverrunError, KvmpyError, UnsupportedError
-from .memory import PAGE_SIZE, Region
+from .guest import PAGE_SIZE, Region
 from .slots import GUEST_MEMFD, Slot, Slots
 
 if TYPE_CHECKING:
-    from .vcpu import VCPU
-    from .vm import VM
+    from ..vcpu import VCPU
+    from ..vm import VM
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -7,10 +7,10 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from . import _native
+from .. import _native
 
 if TYPE_CHECKING:
-    from .memory import Backing
+    from .guest import Backing
 
 _ffi = _native.ffi
 
@@ -31,7 +31,7 @@ def map_memory(size: int, backing: Backing) -> tuple[mmap.mmap, int, Backing, in
     """A mapping; where in it the memory's ``size`` bytes begin; what really backs it; a memfd's
     descriptor. Raises OSError, OverflowError or ValueError when the host has none.
 
-    >>> kvmpy.mapping.map_memory(4096, "anonymous")
+    >>> kvmpy.memory.mapping.map_memory(4096, "anonymous")
     (<mmap.mmap ...>, 0, 'anonymous', None)
     """
     if backing == "memfd":

@@ -7,8 +7,8 @@ import enum
 import errno
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
-from .errors import KvmIoctlError, UnsupportedError
+from .. import _native, ioctls
+from ..errors import KvmIoctlError, UnsupportedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

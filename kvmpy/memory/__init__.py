@@ -1,0 +1,1 @@
+"""Guest memory: host mappings, memslots, dirty pages, guest_memfd."""
