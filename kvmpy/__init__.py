@@ -124,6 +124,7 @@ if TYPE_CHECKING:
     from .memory.guest import GuestMemory as GuestMemory
     from .memory.guest_memfd import GuestMemfd as GuestMemfd, VmType as VmType
     from .memory.mapping import HugePageFallbackWarning as HugePageFallbackWarning
+    from .msrs.filters import MsrRange as MsrRange
     from .routing import (
         HvSintRoute as HvSintRoute,
         IrqchipRoute as IrqchipRoute,
@@ -135,7 +136,6 @@ if TYPE_CHECKING:
     from .stepping import Step as Step
     from .vcpu import VCPU as VCPU
     from .vm import VM as VM
-    from .vm_filters import MsrRange as MsrRange
     from .vm_irq import IrqStatus as IrqStatus
     from .x86.asm import asm as asm
     from .x86.descriptors import Gate as Gate
@@ -245,7 +245,7 @@ _WHERE = {
     "Xen": ".exits.reasons",
     "Breakpoint": ".debugging",
     "Step": ".stepping",
-    "MsrRange": ".vm_filters",
+    "MsrRange": ".msrs.filters",
     "KVM": ".kvm",
     "Machine": ".machine",
     "GuestMemory": ".memory.guest",

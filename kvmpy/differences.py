@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from .cpuid.cpuid import Cpuid
-from .msrs import name_of
+from .msrs.msrs import name_of
 from .records import Record, differences, value_text
 from .regs import Registers, SpecialRegisters
 

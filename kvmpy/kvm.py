@@ -22,7 +22,7 @@ from .errors import (
 from .ioctls import capabilities
 from .kvm_extras import ExtraMethods
 from .memory.guest_memfd import VmType, decode_vm_types
-from .msrs import FeatureMsrs
+from .msrs.msrs import FeatureMsrs
 from .values import replace
 
 _ffi = _native.ffi

@@ -20,7 +20,7 @@ from .exits.reasons import Exit
 from .hyperv import HypervVcpuMethods
 from .memory.dirty import DirtyRingMethods
 from .memory.vcpu import MemoryMethods
-from .msrs import Msrs
+from .msrs.msrs import Msrs
 from .regs import Registers, SpecialRegisters
 from .stats import RunStats
 from .stats_methods import StatsMethods

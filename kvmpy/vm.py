@@ -20,12 +20,12 @@ from .memory.encryption import EncryptionMethods
 from .memory.guest import Backing, GuestMemory
 from .memory.regions import MemoryMethods
 from .memory.slots import Slots
-from .pmu import PmuMethods
+from .msrs.filters import FilterMethods
+from .msrs.pmu import PmuMethods
 from .stats_methods import StatsMethods
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
 from .vm_events import EventMethods
-from .vm_filters import FilterMethods
 from .vm_irq import IrqMethods
 from .x86 import layout
 from .xen_methods import XenMethods

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from ..msrs import describe
+from ..msrs.msrs import describe
 from ..x86.exceptions import ERROR_CODE_VECTORS, VECTORS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from .. import _native, ioctls
 from ..cpuid.cpuid import Cpuid
 from ..kvm import KVM
-from ..msrs import CHUNK
+from ..msrs.msrs import CHUNK
 
 _ffi = _native.ffi
 

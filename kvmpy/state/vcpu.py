@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import StateFormatError
-from ..msrs import index_of, name_of
+from ..msrs.msrs import index_of, name_of
 from .codec import CODECS
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import pytest
 
 import kvmpy
-from kvmpy import msr_names, msrs
+from kvmpy.msrs import msrs, names as msr_names
 
 
 @pytest.fixture

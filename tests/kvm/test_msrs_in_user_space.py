@@ -119,7 +119,7 @@ def test_filter_limits(vm):
     vm.set_msr_filter([MsrRange.deny(i) for i in range(16)])
     with pytest.raises(ValueError, match="KVM takes 16"):
         vm.on_rdmsr(NONE)(lambda index: 1)
-    vm.set_msr_filter([MsrRange.deny(0, kvmpy.vm_filters.MAX_MSRS)])
+    vm.set_msr_filter([MsrRange.deny(0, kvmpy.msrs.filters.MAX_MSRS)])
     vm.on_rdmsr(NONE)(lambda index: 1)
     with pytest.raises(kvmpy.ClaimError, match="have a handler"):
         vm.on_rdmsr(NONE)(lambda index: 2)

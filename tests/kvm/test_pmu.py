@@ -3,7 +3,7 @@
 import pytest
 
 import kvmpy
-from kvmpy.pmu import amd_event, intel_event, masked_event
+from kvmpy.msrs.pmu import amd_event, intel_event, masked_event
 
 
 def test_filters(vm):

@@ -5,8 +5,8 @@ import errno
 import pytest
 
 import kvmpy
-from kvmpy import msrs
-from kvmpy.msrs import Msrs
+from kvmpy.msrs import msrs
+from kvmpy.msrs.msrs import Msrs
 
 
 def fake(scripted_ioctls, refuse=()):

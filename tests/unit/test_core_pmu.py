@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from kvmpy.pmu import amd_event, intel_event, masked_event
+from kvmpy.msrs.pmu import amd_event, intel_event, masked_event
 
 BYTE = st.integers(0, 0xFF)
 

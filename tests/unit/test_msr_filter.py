@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import MsrRange, vm_filters
-from kvmpy.vm_filters import MAX_MSRS, allows
+from kvmpy import MsrRange
+from kvmpy.msrs import filters as vm_filters
+from kvmpy.msrs.filters import MAX_MSRS, allows
 
 INDEX = st.integers(0, (1 << 32) - 1)
 

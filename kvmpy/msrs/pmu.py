@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from . import _native, ioctls
-from .errors import UnsupportedError
+from .. import _native, ioctls
+from ..errors import UnsupportedError
 
 _lib, _ffi = _native.lib, _native.ffi
 

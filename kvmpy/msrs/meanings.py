@@ -109,7 +109,7 @@ _DECODERS: dict[int, Callable[[int], str]] = {
 def meaning(index: int, value: int) -> str:
     """What ``value`` says in MSR ``index``; "" for one that is just a number.
 
-    >>> from kvmpy.msr_values import meaning
+    >>> from kvmpy.msrs.meanings import meaning
     >>> meaning(0x1B, 0xFEE00900)
     '0xfee00000, xAPIC, BSP'
     """

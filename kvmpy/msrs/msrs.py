@@ -1,6 +1,6 @@
 """Model-specific registers, by number or name (KVM API, "4.18 KVM_GET_MSRS").
 
-``cpu.msrs`` are a vCPU's, ``kvm.feature_msrs`` the host's. Names: :mod:`kvmpy.msr_names`; what
+``cpu.msrs`` are a vCPU's, ``kvm.feature_msrs`` the host's. Names: :mod:`kvmpy.msrs.names`; what
 values mean: :func:`describe`.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
-from .errors import ClosedError, MsrError, UnsupportedError
+from .. import _native, ioctls
+from ..errors import ClosedError, MsrError, UnsupportedError
 
 if TYPE_CHECKING:
-    from .kvm import KVM
+    from ..kvm import KVM
 
 _ffi = _native.ffi
 
@@ -34,7 +34,7 @@ def index_of(key: Key) -> int:
         if not 0 <= key < 1 << 32:
             raise KeyError(f"MSR number {key:#x} is not in 0..2**32-1")
         return key
-    from . import msr_names
+    from . import names as msr_names
 
     index = msr_names.find(key)
     if index is None:
@@ -50,7 +50,7 @@ def name_of(index: int) -> str:
     >>> kvmpy.msrs.name_of(0x10), kvmpy.msrs.name_of(0x1234)
     ('TSC', '0x1234')
     """
-    from . import msr_names
+    from . import names as msr_names
 
     row = msr_names.table().get(index)
     return row.name if row else f"{index:#x}"
@@ -62,7 +62,7 @@ def names() -> tuple[str, ...]:
     >>> kvmpy.msrs.names()[0]
     'P5_MC_ADDR'
     """
-    from . import msr_names
+    from . import names as msr_names
 
     return tuple(row.name for _, row in sorted(msr_names.table().items()))
 
@@ -74,7 +74,7 @@ def describe(key: Key, value: int) -> str:
     >>> kvmpy.msrs.describe("EFER", 0xD01)
     'EFER 0xd01: SCE LME LMA NXE'
     """
-    from .msr_values import meaning
+    from .meanings import meaning
 
     index = index_of(key)
     text = meaning(index, value)

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from . import _native, ioctls
-from .bus import Bus, ClaimError
-from .exits.names import MSR_REASONS
+from .. import _native, ioctls
+from ..bus import Bus, ClaimError
+from ..exits.names import MSR_REASONS
+from ..values import dataclass
 from .msrs import Key, index_of, name_of
-from .values import dataclass
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -125,7 +125,7 @@ class MsrRange:
 def allows(ranges: Iterable[MsrRange], default: Default, msr: Key, *, write: bool = False) -> bool:
     """What a filter of these ranges says of an access: KVM's rule, in Python.
 
-    >>> kvmpy.vm_filters.allows([kvmpy.MsrRange.deny("TSC")], "allow", "EFER")
+    >>> kvmpy.msrs.filters.allows([kvmpy.MsrRange.deny("TSC")], "allow", "EFER")
     True
     """
     for one in ranges:
