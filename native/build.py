@@ -16,7 +16,7 @@ HEADERS = sorted(path.name for path in HERE.glob("*.h"))
 ffi = FFI()
 for name in ("kvm_api.h", "capabilities.h", "cdef.h"):
     ffi.cdef((HERE / name).read_text())
-TABLE = runpy.run_path(str(HERE.parent / "kvmpy" / "ioctl_table.py"))["TABLE"]
+TABLE = runpy.run_path(str(HERE.parent / "kvmpy" / "ioctls" / "table.py"))["TABLE"]
 ffi.cdef("".join(f"#define {row.split()[0]} ...\n" for row in TABLE.splitlines() if row))
 ffi.set_source(
     "kvmpy._native",

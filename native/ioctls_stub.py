@@ -1,6 +1,6 @@
-"""Writes ``kvmpy/ioctls.pyi``, what type checkers and editors know of the ioctls, from the table.
+"""Writes ``kvmpy/ioctls/__init__.pyi``, what type checkers and editors know of the ioctls, from the table.
 
-    python native/ioctls_stub.py > kvmpy/ioctls.pyi
+    python native/ioctls_stub.py > kvmpy/ioctls/__init__.pyi
 
 tests/unit/test_core_ioctls.py fails when the two differ.
 """
@@ -8,7 +8,7 @@ tests/unit/test_core_ioctls.py fails when the two differ.
 import runpy
 from pathlib import Path
 
-TABLE = Path(__file__).resolve().parent.parent / "kvmpy" / "ioctl_table.py"
+TABLE = Path(__file__).resolve().parent.parent / "kvmpy" / "ioctls" / "table.py"
 
 HEAD = '''\
 """Every KVM ioctl of x86 by name. Made by native/ioctls_stub.py: do not edit."""
@@ -20,7 +20,7 @@ ALL: dict[str, Ioctl]
 
 
 def stub() -> str:
-    """The text of ``ioctls.pyi``."""
+    """The text of ``ioctls/__init__.pyi``."""
     text = HEAD
     for row in runpy.run_path(str(TABLE))["TABLE"].splitlines():
         if not row:

@@ -1,6 +1,6 @@
 """Model-specific registers, by number or name (KVM API, "4.18 KVM_GET_MSRS").
 
-``cpu.msrs`` are a vCPU's, ``kvm.feature_msrs`` the host's. Names: :mod:`kvmpy.msrs.names`; what
+``cpu.msrs`` are a vCPU's, ``kvm.feature_msrs`` the host's. Names: :mod:`kvmpy.msrs.table`; what
 values mean: :func:`describe`.
 """
 

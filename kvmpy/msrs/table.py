@@ -446,7 +446,7 @@ def _by_name() -> dict[str, int]:
 def find(name: str) -> int | None:
     """The number of the register of that name, with or without IA32_ or MSR_; None if unknown.
 
-    >>> from kvmpy.msrs.names import find
+    >>> from kvmpy.msrs.table import find
     >>> find("ia32_lstar") == find("MSR_LSTAR") == find("LSTAR")
     True
     >>> hex(find("MTRR_PHYSBASE3"))
@@ -458,7 +458,7 @@ def find(name: str) -> int | None:
 def close_to(name: str) -> list[str]:
     """Known names that look like ``name``.
 
-    >>> from kvmpy.msrs.names import close_to
+    >>> from kvmpy.msrs.table import close_to
     >>> "SYSENTER_EIP" in close_to("SYSENTER_IP")
     True
     """
