@@ -112,11 +112,19 @@ if TYPE_CHECKING:
         Wrmsr as Wrmsr,
         Xen as Xen,
     )
-    from .irqchips import (
+    from .interrupts.irqchips import (
         IoapicState as IoapicState,
         PicState as PicState,
         PitState as PitState,
         RedirectionEntry as RedirectionEntry,
+    )
+    from .interrupts.lines import IrqStatus as IrqStatus
+    from .interrupts.routing import (
+        HvSintRoute as HvSintRoute,
+        IrqchipRoute as IrqchipRoute,
+        MsiMessage as MsiMessage,
+        MsiRoute as MsiRoute,
+        XenEventRoute as XenEventRoute,
     )
     from .kvm import KVM as KVM
     from .machine import Machine as Machine
@@ -125,18 +133,10 @@ if TYPE_CHECKING:
     from .memory.guest_memfd import GuestMemfd as GuestMemfd, VmType as VmType
     from .memory.mapping import HugePageFallbackWarning as HugePageFallbackWarning
     from .msrs.filters import MsrRange as MsrRange
-    from .routing import (
-        HvSintRoute as HvSintRoute,
-        IrqchipRoute as IrqchipRoute,
-        MsiMessage as MsiMessage,
-        MsiRoute as MsiRoute,
-        XenEventRoute as XenEventRoute,
-    )
     from .state.vcpu import VcpuState as VcpuState
     from .stepping import Step as Step
     from .vcpu import VCPU as VCPU
     from .vm import VM as VM
-    from .vm_irq import IrqStatus as IrqStatus
     from .x86.asm import asm as asm
     from .x86.descriptors import Gate as Gate
     from .x86.modes import Mode as Mode
@@ -230,10 +230,10 @@ _WHERE = {
     "Wrmsr": ".exits.reasons",
     "GuestMemfd": ".memory.guest_memfd",
     "VmType": ".memory.guest_memfd",
-    "IoapicState": ".irqchips",
-    "PicState": ".irqchips",
-    "PitState": ".irqchips",
-    "RedirectionEntry": ".irqchips",
+    "IoapicState": ".interrupts.irqchips",
+    "PicState": ".interrupts.irqchips",
+    "PitState": ".interrupts.irqchips",
+    "RedirectionEntry": ".interrupts.irqchips",
     "ApResetHold": ".exits.reasons",
     "Hyperv": ".exits.reasons",
     "HypervHypercall": ".exits.reasons",
@@ -250,15 +250,15 @@ _WHERE = {
     "Machine": ".machine",
     "GuestMemory": ".memory.guest",
     "HugePageFallbackWarning": ".memory.mapping",
-    "HvSintRoute": ".routing",
-    "IrqchipRoute": ".routing",
-    "MsiMessage": ".routing",
-    "MsiRoute": ".routing",
-    "XenEventRoute": ".routing",
+    "HvSintRoute": ".interrupts.routing",
+    "IrqchipRoute": ".interrupts.routing",
+    "MsiMessage": ".interrupts.routing",
+    "MsiRoute": ".interrupts.routing",
+    "XenEventRoute": ".interrupts.routing",
     "VcpuState": ".state.vcpu",
     "VCPU": ".vcpu",
     "VM": ".vm",
-    "IrqStatus": ".vm_irq",
+    "IrqStatus": ".interrupts.lines",
     "asm": ".x86.asm",
     "Gate": ".x86.descriptors",
     "Mode": ".x86.modes",

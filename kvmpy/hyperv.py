@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from . import _native, ioctls
 from .cpuid.cpuid import Cpuid
+from .interrupts.eventfds import HasFileno, _descriptor
 from .ioctls import capabilities
-from .vm_events import HasFileno, _descriptor
 
 if TYPE_CHECKING:
     from .vm import VM

@@ -18,6 +18,7 @@ from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import reasons as exits
 from .exits.reasons import Exit
 from .hyperv import HypervVcpuMethods
+from .interrupts.apic import ApicMethods
 from .memory.dirty import DirtyRingMethods
 from .memory.vcpu import MemoryMethods
 from .msrs.msrs import Msrs
@@ -25,7 +26,6 @@ from .regs import Registers, SpecialRegisters
 from .stats import RunStats
 from .stats_methods import StatsMethods
 from .vcpu_answer import AnswerMethods
-from .vcpu_apic import ApicMethods
 from .vcpu_debug import DebugMethods
 from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods

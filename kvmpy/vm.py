@@ -13,6 +13,8 @@ from .device import DeviceMethods
 from .enabling_methods import VmEnableMethods
 from .errors import ClosedError
 from .hyperv import HypervMethods
+from .interrupts.eventfds import EventMethods
+from .interrupts.lines import IrqMethods
 from .ioctls import capabilities
 from .kvm import KVM
 from .memory.dirty import DirtyMethods
@@ -25,8 +27,6 @@ from .msrs.pmu import PmuMethods
 from .stats_methods import StatsMethods
 from .vcpu import VCPU
 from .vm_clock import ClockMethods
-from .vm_events import EventMethods
-from .vm_irq import IrqMethods
 from .x86 import layout
 from .xen_methods import XenMethods
 

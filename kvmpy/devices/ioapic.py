@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native, ioctls
 from ..errors import KvmpyError
-from ..irqchips import IoapicState
-from ..routing import MsiRoute, _table
+from ..interrupts.irqchips import IoapicState
+from ..interrupts.routing import MsiRoute, _table
 from ..x86 import layout
 
 if TYPE_CHECKING:
-    from ..routing import Route
+    from ..interrupts.eventfds import HasFileno
+    from ..interrupts.routing import Route
     from ..vm import VM
-    from ..vm_events import HasFileno
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -7,7 +7,8 @@ import pytest
 from irq_guest import NO_PIC, X2APIC, XAPIC, boot, interrupted, quiet, redirect
 
 import kvmpy
-from kvmpy import MsiMessage, MsiRoute, RedirectionEntry, irqchips, routing
+from kvmpy import MsiMessage, MsiRoute, RedirectionEntry
+from kvmpy.interrupts import irqchips, routing
 
 EDGE, LEVEL = 0x44, 0x55
 AUTO_EOI = pytest.mark.not_on(

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 import kvmpy
 from kvmpy import _native
-from kvmpy.routing import MsiMessage, MsiRoute
+from kvmpy.interrupts.routing import MsiMessage, MsiRoute
 
 lib, ffi = _native.lib, _native.ffi
 PINS = 24

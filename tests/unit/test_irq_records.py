@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import _native, irqchips, routing, vm_events, xen, xen_methods
+from kvmpy import _native, xen, xen_methods
+from kvmpy.interrupts import eventfds as vm_events, irqchips, routing
 from kvmpy.memory import encryption
 from kvmpy.records import differences
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _native, ioctls
-from .bus import ClaimError
-from .ioctls import capabilities
+from .. import _native, ioctls
+from ..bus import ClaimError
+from ..ioctls import capabilities
 
 if TYPE_CHECKING:
-    from .bus import Bus
-    from .devices import Ioapic
+    from ..bus import Bus
+    from ..devices import Ioapic
 
 _lib, _ffi = _native.lib, _native.ffi
 

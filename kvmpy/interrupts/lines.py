@@ -9,12 +9,12 @@ import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, overload
 
-from . import _native, ioctls
-from .errors import KvmIoctlError, UnsupportedError
-from .ioctls import capabilities
+from .. import _native, ioctls
+from ..errors import KvmIoctlError, UnsupportedError
+from ..ioctls import capabilities
 
 if TYPE_CHECKING:
-    from .devices import Ioapic
+    from ..devices import Ioapic
     from .irqchips import IoapicState, PicState, PitState
     from .routing import MsiMessage, Route
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from . import _native
+from .. import _native
+from ..xen_methods import XEN_2LEVEL as XEN_2LEVEL
 from .irqchips import DELIVERY_MODES, DEST_MODES, TRIGGERS, choice
-from .xen_methods import XEN_2LEVEL as XEN_2LEVEL
 
 _lib, _ffi = _native.lib, _native.ffi
 

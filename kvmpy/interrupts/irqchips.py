@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
-from . import _native
-from .records import Record, value_text
-from .values import dataclass, names, replace
+from .. import _native
+from ..records import Record, value_text
+from ..values import dataclass, names, replace
 
 _lib = _native.lib
 

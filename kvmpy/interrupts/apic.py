@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
-from .device import Attributes
-from .errors import UnsupportedError
+from .. import _native, ioctls
+from ..device import Attributes
+from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from .vm import VM
+    from ..vm import VM
 
 _lib, _ffi = _native.lib, _native.ffi
 
