@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         WriteBatch as WriteBatch,
     )
     from .cpuid.cpuid import Cpuid as Cpuid, Leaf as Leaf
-    from .debugging import Breakpoint as Breakpoint
+    from .debug.breakpoints import Breakpoint as Breakpoint
+    from .debug.stepping import Step as Step
     from .device import (
         Attributes as Attributes,
         Device as Device,
@@ -134,7 +135,6 @@ if TYPE_CHECKING:
     from .memory.mapping import HugePageFallbackWarning as HugePageFallbackWarning
     from .msrs.filters import MsrRange as MsrRange
     from .state.vcpu import VcpuState as VcpuState
-    from .stepping import Step as Step
     from .vcpu import VCPU as VCPU
     from .vm import VM as VM
     from .x86.asm import asm as asm
@@ -243,8 +243,8 @@ _WHERE = {
     "Nmi": ".exits.reasons",
     "Tdx": ".exits.reasons",
     "Xen": ".exits.reasons",
-    "Breakpoint": ".debugging",
-    "Step": ".stepping",
+    "Breakpoint": ".debug.breakpoints",
+    "Step": ".debug.stepping",
     "MsrRange": ".msrs.filters",
     "KVM": ".kvm",
     "Machine": ".machine",

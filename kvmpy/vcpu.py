@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from . import _native, exit_decode, ioctls
 from .bus import Bus, WriteBatch, split_by_handler
 from .cpuid.cpuid import Cpuid
+from .debug.methods import DebugMethods
+from .debug.translate import TranslateMethods
 from .enabling_methods import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import reasons as exits
@@ -26,11 +28,9 @@ from .regs import Registers, SpecialRegisters
 from .stats import RunStats
 from .stats_methods import StatsMethods
 from .vcpu_answer import AnswerMethods
-from .vcpu_debug import DebugMethods
 from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
 from .vcpu_thread import ThreadMethods
-from .vcpu_translate import TranslateMethods
 from .xen_methods import XenVcpuMethods
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .debugging import _Budget, _Debugger, debugger_of, linear_rip
-from .errors import GuestMemoryError, KvmpyError
-from .exits import reasons as exits
-from .exits.reasons import Exit
+from ..errors import GuestMemoryError, KvmpyError
+from ..exits import reasons as exits
+from ..exits.reasons import Exit
+from .breakpoints import _Budget, _Debugger, debugger_of, linear_rip
 
 if TYPE_CHECKING:
-    from .vcpu import VCPU
+    from ..vcpu import VCPU
 
 _TF = 1 << 8
 _LONGEST = 15  # bytes of an instruction
@@ -73,7 +73,7 @@ def steps(
 ) -> Iterator[Step]:
     """See :meth:`VCPU.steps`.
 
-    >>> list(kvmpy.stepping.steps(cpu, 0, None, False))
+    >>> list(kvmpy.debug.stepping.steps(cpu, 0, None, False))
     []
     """
     if limit is not None and limit < 0:
@@ -157,7 +157,7 @@ class _Stepper:
 
     def _target(self, opcode: bytes) -> int | None:
         """Where an instruction that clears TF goes."""
-        from .x86.events import handler_address
+        from .handlers import handler_address
 
         try:
             return handler_address(self.cpu, opcode)
@@ -165,7 +165,7 @@ class _Stepper:
             return None
 
     def _mend(self, opcode: bytes, target: int | None) -> None:
-        from .x86.events import saved_flags
+        from .handlers import saved_flags
 
         if opcode[:2] == b"\x0f\x05":
             self.cpu.regs.r11 &= ~_TF
@@ -189,7 +189,7 @@ def is_64bit(cpu: VCPU) -> bool:
     """Whether the vCPU executes 64-bit code.
 
     >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
-    >>> kvmpy.stepping.is_64bit(cpu)
+    >>> kvmpy.debug.stepping.is_64bit(cpu)
     True
     """
     return bool(cpu.sregs.efer >> 10 & 1 and cpu.sregs.cs.l)
@@ -198,7 +198,7 @@ def is_64bit(cpu: VCPU) -> bool:
 def opcode_of(code: bytes, long: bool) -> bytes:
     """An instruction's bytes without legacy prefixes and REX.
 
-    >>> kvmpy.stepping.opcode_of(b"\\x66\\x48\\x9c", True).hex()
+    >>> kvmpy.debug.stepping.opcode_of(b"\\x66\\x48\\x9c", True).hex()
     '9c'
     """
     at = 0

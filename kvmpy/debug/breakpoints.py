@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import _native, ioctls
-from .errors import GuestMemoryError
-from .exits import reasons as exits
-from .exits.reasons import Exit
+from .. import _native, ioctls
+from ..errors import GuestMemoryError
+from ..exits import reasons as exits
+from ..exits.reasons import Exit
 
 if TYPE_CHECKING:
-    from .vcpu import VCPU
+    from ..vcpu import VCPU
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -377,7 +377,7 @@ class _Debugger:
 def debugger_of(cpu: Any) -> _Debugger:
     """The vCPU's debugger, a new one if it has none.
 
-    >>> kvmpy.debugging.debugger_of(cpu).breakpoints
+    >>> kvmpy.debug.breakpoints.debugger_of(cpu).breakpoints
     []
     """
     if cpu._debugger is None:
@@ -390,7 +390,7 @@ def linear_rip(cpu: VCPU) -> int:
     """RIP as a linear address: in 64-bit code itself, else from CS's base, modulo 2**32.
 
     >>> cpu.enter(kvmpy.REAL_MODE, rip=0x7C00)
-    >>> hex(kvmpy.debugging.linear_rip(cpu))
+    >>> hex(kvmpy.debug.breakpoints.linear_rip(cpu))
     '0x7c00'
     """
     sregs = cpu.sregs

@@ -14,7 +14,7 @@ _SOFTWARE_INTERRUPTS = {0xCC: 3, 0xCE: 4, 0xF1: 1}
 def vector_of(opcode: bytes) -> int | None:
     """The vector of INT3, INTO, INT1 or INT n; None for any other instruction.
 
-    >>> kvmpy.x86.events.vector_of(b"\\xcd\\x80")
+    >>> kvmpy.debug.handlers.vector_of(b"\\xcd\\x80")
     128
     """
     if len(opcode) >= 2 and opcode[0] == 0xCD:
@@ -29,7 +29,7 @@ def handler_address(cpu: VCPU, opcode: bytes) -> int | None:
     Raises KvmpyError when an MSR or the IDT cannot be read.
 
     >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000, handlers={0x80: 0x2000})
-    >>> hex(kvmpy.x86.events.handler_address(cpu, b"\\xcd\\x80"))
+    >>> hex(kvmpy.debug.handlers.handler_address(cpu, b"\\xcd\\x80"))
     '0x2000'
     """
     long = bool(cpu.sregs.efer >> 10 & 1)
@@ -60,7 +60,7 @@ def saved_flags(cpu: VCPU, opcode: bytes, arrived: bool) -> int | None:
     has not. ``arrived``: it entered its handler.
 
     >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000, rsp=0x8000)
-    >>> hex(kvmpy.x86.events.saved_flags(cpu, b"\\x9c", False))  # PUSHF
+    >>> hex(kvmpy.debug.handlers.saved_flags(cpu, b"\\x9c", False))  # PUSHF
     '0x8000'
     """
     stack = _stack(cpu)

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
-from .exits.reasons import Exit
+from .. import _native, ioctls
+from ..exits.reasons import Exit
 
 if TYPE_CHECKING:
-    from .debugging import Breakpoint, Kind, _Debugger
+    from .breakpoints import Breakpoint, Kind, _Debugger
     from .stepping import Step
 
 _lib, _ffi = _native.lib, _native.ffi
@@ -100,7 +100,7 @@ class DebugMethods:
         ...     print(stop)
         <breakpoint at 0x1001, execute, debug register 0>
         """
-        from .debugging import debugger_of
+        from .breakpoints import debugger_of
 
         debugger = debugger_of(self)
         try:

@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
-from .errors import GuestMemoryError
-from .records import Record
-from .values import dataclass
+from .. import _native, ioctls
+from ..errors import GuestMemoryError
+from ..records import Record
+from ..values import dataclass
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from .regs import SpecialRegisters
-    from .vm import VM
-    from .x86 import walk as walks
+    from ..regs import SpecialRegisters
+    from ..vm import VM
+    from ..x86 import walk as walks
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -85,7 +85,7 @@ class TranslateMethods:
         >>> hex(walked.gpa), [level.name for level in walked.levels][:2]
         ('0x1234', ['PML4', 'PDPT'])
         """
-        from .x86 import walk as walks
+        from ..x86 import walk as walks
 
         sregs = self.sregs
         paging = walks.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)

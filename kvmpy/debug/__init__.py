@@ -1,0 +1,1 @@
+"""Breakpoints, single steps, address translation, guest handlers' events."""
