@@ -17,11 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .binary_stats import StatsFormatError as StatsFormatError
-    from .bus import (
-        ClaimError as ClaimError,
-        Counter as Counter,
-        WriteBatch as WriteBatch,
-    )
     from .cpuid.cpuid import Cpuid as Cpuid, Leaf as Leaf
     from .debug.breakpoints import Breakpoint as Breakpoint
     from .debug.stepping import Step as Step
@@ -134,6 +129,7 @@ if TYPE_CHECKING:
     from .memory.guest_memfd import GuestMemfd as GuestMemfd, VmType as VmType
     from .memory.mapping import HugePageFallbackWarning as HugePageFallbackWarning
     from .msrs.filters import MsrRange as MsrRange
+    from .run.bus import ClaimError as ClaimError, Counter as Counter, WriteBatch as WriteBatch
     from .state.vcpu import VcpuState as VcpuState
     from .vcpu import VCPU as VCPU
     from .vm import VM as VM
@@ -151,9 +147,9 @@ __version__ = "0.1.0"
 # name -> module. Importing all of it takes longer than a short script runs.
 _WHERE = {
     "StatsFormatError": ".binary_stats",
-    "ClaimError": ".bus",
-    "Counter": ".bus",
-    "WriteBatch": ".bus",
+    "ClaimError": ".run.bus",
+    "Counter": ".run.bus",
+    "WriteBatch": ".run.bus",
     "Cpuid": ".cpuid.cpuid",
     "Leaf": ".cpuid.cpuid",
     "Attributes": ".device",

@@ -10,12 +10,10 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from . import _native, exit_decode, ioctls
-from .bus import Bus, WriteBatch, split_by_handler
+from . import _native, ioctls
 from .cpuid.cpuid import Cpuid
 from .debug.methods import DebugMethods
 from .debug.translate import TranslateMethods
-from .enabling_methods import VcpuEnableMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import reasons as exits
 from .exits.reasons import Exit
@@ -25,12 +23,15 @@ from .memory.dirty import DirtyRingMethods
 from .memory.vcpu import MemoryMethods
 from .msrs.msrs import Msrs
 from .regs import Registers, SpecialRegisters
+from .run import decode as exit_decode
+from .run.answer import AnswerMethods
+from .run.bus import Bus, WriteBatch, split_by_handler
+from .run.enabling import VcpuEnableMethods
+from .run.page import RunPageMethods
+from .run.thread import ThreadMethods
 from .stats import RunStats
 from .stats_methods import StatsMethods
-from .vcpu_answer import AnswerMethods
-from .vcpu_run_page import RunPageMethods
 from .vcpu_state import StateMethods
-from .vcpu_thread import ThreadMethods
 from .xen_methods import XenVcpuMethods
 
 if TYPE_CHECKING:

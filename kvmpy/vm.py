@@ -7,10 +7,8 @@ import weakref
 from typing import TYPE_CHECKING, Literal
 
 from . import _native, ioctls
-from .bus import Bus, BusMethods
 from .cpuid.cpuid import Cpuid
 from .device import DeviceMethods
-from .enabling_methods import VmEnableMethods
 from .errors import ClosedError
 from .hyperv import HypervMethods
 from .interrupts.eventfds import EventMethods
@@ -24,6 +22,8 @@ from .memory.regions import MemoryMethods
 from .memory.slots import Slots
 from .msrs.filters import FilterMethods
 from .msrs.pmu import PmuMethods
+from .run.bus import Bus, BusMethods
+from .run.enabling import VmEnableMethods
 from .stats_methods import StatsMethods
 from .vcpu import VCPU
 from .vm_clock import ClockMethods

@@ -9,12 +9,12 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _native, ioctls
-from ..bus import ClaimError
 from ..ioctls import capabilities
+from ..run.bus import ClaimError
 
 if TYPE_CHECKING:
-    from ..bus import Bus
     from ..devices import Ioapic
+    from ..run.bus import Bus
 
 _lib, _ffi = _native.lib, _native.ffi
 

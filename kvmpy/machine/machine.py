@@ -20,8 +20,8 @@ from ..errors import ClosedError, StillRunningError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
 from ..host.backend import kernel_trouble, module_name
+from ..run.thread import pause_all, resume_all
 from ..stats import RunStats
-from ..vcpu_thread import pause_all, resume_all
 from ..vm import VM
 from ..x86.modes import Mode
 from .console import Console

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .. import _native
 from ..errors import ClosedError, StillRunningError
+from ..run.thread import _take_back, arrive, pause_all, resume_all
 from ..values import dataclass
 from ..vcpu import VCPU
-from ..vcpu_thread import _take_back, arrive, pause_all, resume_all
 
 if TYPE_CHECKING:
     from ..host.cgroup import ThreadGroup

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .. import _native, ioctls
-from ..bus import Bus, ClaimError
 from ..exits.names import MSR_REASONS
+from ..run.bus import Bus, ClaimError
 from ..values import dataclass
 from .msrs import Key, index_of, name_of
 

@@ -13,7 +13,7 @@ from conftest import RIG
 import kvmpy
 from kvmpy.errors import StillRunningError
 from kvmpy.machine.threads import VcpuThreads
-from kvmpy.vcpu_thread import pause_all, resume_all
+from kvmpy.run.thread import pause_all, resume_all
 
 LIMIT = 20.0 * (10 if RIG else 1)
 COUNTERS = 0x8000

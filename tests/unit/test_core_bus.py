@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import kvmpy
-from kvmpy.bus import Bus, ClaimError
 from kvmpy.devices import DebugConsole, Uart
+from kvmpy.run.bus import Bus, ClaimError
 
 
-class Ports(kvmpy.bus.BusMethods):
+class Ports(kvmpy.run.bus.BusMethods):
     """A VM's claims without a VM."""
 
     def __init__(self):

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import exit_decode, stats
+from kvmpy import stats
 from kvmpy.exits import reasons as exits
+from kvmpy.run import decode as exit_decode
 
 PAGE = memoryview(bytearray(b"ABCDEFGH" * 512)).toreadonly()
 WORD = st.integers(0, (1 << 64) - 1)

@@ -3,8 +3,9 @@
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import _native, exit_decode
+from kvmpy import _native
 from kvmpy.exits import reasons as exits
+from kvmpy.run import decode as exit_decode
 
 _lib, _ffi = _native.lib, _native.ffi
 RUN_SIZE = 3 * 4096

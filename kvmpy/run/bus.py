@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from . import _native
-from .errors import ClosedError, KvmpyError
+from .. import _native
+from ..errors import ClosedError, KvmpyError
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -100,7 +100,7 @@ def split_by_handler(words: memoryview, handlers: int) -> list[memoryview]:
 
     >>> from array import array
     >>> words = memoryview(array("Q", [0x10, 7, 1, 0]))
-    >>> [len(part) for part in kvmpy.bus.split_by_handler(words, 1)]
+    >>> [len(part) for part in kvmpy.run.bus.split_by_handler(words, 1)]
     [4]
     """
     if handlers == 1:

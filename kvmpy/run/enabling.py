@@ -9,12 +9,12 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
-from .errors import UnsupportedError
-from .ioctls import capabilities
+from .. import _native, ioctls
+from ..errors import UnsupportedError
+from ..ioctls import capabilities
 
 if TYPE_CHECKING:
-    from .vcpu import VCPU
+    from ..vcpu import VCPU
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -40,7 +40,7 @@ def _trouble(
     fd: int, target: str, full: str, args: tuple[int, ...], code: int, has_vcpus: bool
 ) -> Exception:
     """A capability that is not there is not a wrong argument."""
-    from .ioctls.enabling import TABLE
+    from ..ioctls.enabling import TABLE
 
     row = TABLE.get(full.removeprefix(capabilities.PREFIX))
     known = full.startswith(capabilities.PREFIX)
@@ -154,7 +154,7 @@ class VmEnableMethods:
         >>> with kvmpy.VM() as other:
         ...     other.disable_exits("pause")
         """
-        from .ioctls.enabling import EXITS
+        from ..ioctls.enabling import EXITS
 
         bits = _mask("exit", exits, EXITS)
         self._enable_supported("X86_DISABLE_EXITS", bits, ", ".join(exits))
@@ -173,7 +173,7 @@ class VmEnableMethods:
 
         >>> vm.disable_quirks("OUT_7E_INC_RIP", "FIX_HYPERCALL_INSN")
         """
-        from .ioctls.enabling import QUIRKS
+        from ..ioctls.enabling import QUIRKS
 
         bits = _mask("quirk", quirks, QUIRKS)
         self._enable_supported("DISABLE_QUIRKS2", bits, ", ".join(quirks))

@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
-from .errors import StillRunningError
+from .. import _native, ioctls
+from ..errors import StillRunningError
 
 if TYPE_CHECKING:
-    from .host.topology import Pin
-    from .regs import Registers, SpecialRegisters
+    from ..host.topology import Pin
+    from ..regs import Registers, SpecialRegisters
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -62,7 +62,7 @@ class ThreadMethods:
         self._open()
         if pin is None and self._pin is None:
             return
-        from .host import topology
+        from ..host import topology
 
         cpus = topology.usable_cpus() if pin is None else topology.check_pins(pin)
         mask = sum(1 << cpu for cpu in cpus).to_bytes(max(cpus) // 8 + 1, "little")
@@ -72,12 +72,12 @@ class ThreadMethods:
         self._pin = None if pin is None else cpus
 
     def _pin_list(self) -> str:
-        from .host.topology import format_cpu_list
+        from ..host.topology import format_cpu_list
 
         return format_cpu_list(self._pin or ())
 
     def _pin_error(self, cpus: frozenset[int], code: int) -> Exception:
-        from .host import topology
+        from ..host import topology
 
         numbers = topology.format_cpu_list(cpus)
         why = os.strerror(code)
@@ -138,7 +138,7 @@ def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
     """:meth:`VCPU.pause` of several: all are asked first, then waited for, ``timeout`` seconds in
     all. False when the calling thread runs one of them.
 
-    >>> kvmpy.vcpu_thread.pause_all([cpu, vm.vcpu()])
+    >>> kvmpy.run.thread.pause_all([cpu, vm.vcpu()])
     True
     """
     until = time.monotonic_ns() + int(min(timeout, 1e9) * 1e9)
@@ -178,7 +178,7 @@ def arrive(vcpus: Sequence[ThreadMethods], timeout: float) -> None:
 
     Raises StillRunningError after ``timeout`` seconds.
 
-    >>> kvmpy.vcpu_thread.arrive([], timeout=1)
+    >>> kvmpy.run.thread.arrive([], timeout=1)
     """
     until = time.monotonic_ns() + int(min(timeout, 1e9) * 1e9)
     for vcpu in vcpus:
@@ -191,9 +191,9 @@ def resume_all(vcpus: Sequence[ThreadMethods]) -> None:
 
     Raises RuntimeError if none is.
 
-    >>> kvmpy.vcpu_thread.pause_all([cpu])
+    >>> kvmpy.run.thread.pause_all([cpu])
     True
-    >>> kvmpy.vcpu_thread.resume_all([cpu])
+    >>> kvmpy.run.thread.resume_all([cpu])
     """
     for vcpu in vcpus:
         if vcpu.paused and not vcpu.closed:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .exits import reasons as exits
-from .exits.reasons import Exit
+from ..exits import reasons as exits
+from ..exits.reasons import Exit
 
 _Words = Sequence[int]
 
@@ -64,7 +64,7 @@ def decode(words: _Words, run_page: memoryview) -> Exit:
 
     ``run_page`` is the vCPU's kvm_run mapping: port data lies in it, beyond the structure.
 
-    >>> kvmpy.exit_decode.decode([6, 0, 0xD0000000, 4, 0], memoryview(b""))
+    >>> kvmpy.run.decode.decode([6, 0, 0xD0000000, 4, 0], memoryview(b""))
     MmioRead(gpa=0xd0000000, size=4)
     """
     reason, rest = words[0], words[1:]

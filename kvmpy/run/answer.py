@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _native
-from .exits import reasons as exits
-from .exits.reasons import Exit
+from .. import _native
+from ..exits import reasons as exits
+from ..exits.reasons import Exit
 
 if TYPE_CHECKING:
     from .bus import Bus

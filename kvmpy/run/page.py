@@ -7,10 +7,10 @@ import signal
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import _native, ioctls
+from .. import _native, ioctls
 
 if TYPE_CHECKING:
-    from .regs import SpecialRegisters
+    from ..regs import SpecialRegisters
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -1,0 +1,1 @@
+"""Running a vCPU: who owns an address, the shared page, answers, threads."""
