@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         Sink as Sink,
         Uart as Uart,
     )
-    from .differences import diff as diff
     from .errors import (
         AsmError as AsmError,
         ClosedError as ClosedError,
@@ -130,6 +129,7 @@ if TYPE_CHECKING:
     from .memory.mapping import HugePageFallbackWarning as HugePageFallbackWarning
     from .msrs.filters import MsrRange as MsrRange
     from .run.bus import ClaimError as ClaimError, Counter as Counter, WriteBatch as WriteBatch
+    from .state.differences import diff as diff
     from .state.vcpu import VcpuState as VcpuState
     from .vcpu import VCPU as VCPU
     from .vm import VM as VM
@@ -165,7 +165,7 @@ _WHERE = {
     "Rtc": ".devices",
     "Sink": ".devices",
     "Uart": ".devices",
-    "diff": ".differences",
+    "diff": ".state.differences",
     "AsmError": ".errors",
     "ClosedError": ".errors",
     "ConsoleError": ".errors",

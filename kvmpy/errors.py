@@ -40,7 +40,7 @@ class StateFormatError(KvmpyError, ValueError):
 
 class StateMismatchError(KvmpyError, ValueError):
     """A saved state cannot go on here. ``differences`` says what stands against it: an object of
-    ``kvmpy.differences.Differences``, saved -> here."""
+    ``kvmpy.state.differences.Differences``, saved -> here."""
 
     def __init__(self, message: str, differences: object):
         super().__init__(f"{message}\n{differences!r}")

@@ -22,16 +22,16 @@ from .interrupts.apic import ApicMethods
 from .memory.dirty import DirtyRingMethods
 from .memory.vcpu import MemoryMethods
 from .msrs.msrs import Msrs
-from .regs import Registers, SpecialRegisters
 from .run import decode as exit_decode
 from .run.answer import AnswerMethods
 from .run.bus import Bus, WriteBatch, split_by_handler
 from .run.enabling import VcpuEnableMethods
 from .run.page import RunPageMethods
 from .run.thread import ThreadMethods
+from .state.live import Registers, SpecialRegisters
+from .state.parts import StateMethods
 from .stats import RunStats
 from .stats_methods import StatsMethods
-from .vcpu_state import StateMethods
 from .xen_methods import XenVcpuMethods
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from .msrs.filters import FilterMethods
 from .msrs.pmu import PmuMethods
 from .run.bus import Bus, BusMethods
 from .run.enabling import VmEnableMethods
+from .state.vm_clock import ClockMethods
 from .stats_methods import StatsMethods
 from .vcpu import VCPU
-from .vm_clock import ClockMethods
 from .x86 import layout
 from .xen_methods import XenMethods
 

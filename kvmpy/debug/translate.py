@@ -14,7 +14,7 @@ from ..values import dataclass
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from ..regs import SpecialRegisters
+    from ..state.live import SpecialRegisters
     from ..vm import VM
     from ..x86 import walk as walks
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _native, ioctls
 
 if TYPE_CHECKING:
-    from ..regs import SpecialRegisters
+    from ..state.live import SpecialRegisters
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -15,7 +15,7 @@ from ..errors import StillRunningError
 
 if TYPE_CHECKING:
     from ..host.topology import Pin
-    from ..regs import Registers, SpecialRegisters
+    from ..state.live import Registers, SpecialRegisters
 
 _lib, _ffi = _native.lib, _native.ffi
 

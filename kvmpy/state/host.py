@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .. import _native
 from ..cpuid.cpuid import Cpuid
-from ..differences import Difference
+from .differences import Difference
 
 _lib, _ffi = _native.lib, _native.ffi
 _IDENTITY: Final = struct.Struct("<16s12sI")

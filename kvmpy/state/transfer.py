@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import _native, ioctls
 from ..cpuid.cpuid import Cpuid
-from ..differences import Difference, Differences
 from ..errors import KvmpyError, StateMismatchError
 from ..records import Record
 from ..values import replace
 from . import msr_list
+from .differences import Difference, Differences
 from .host import HostIdentity, at_rest, missing_features
 from .interrupts import Lapic, VcpuEvents
 from .nested import HEADER_SIZE, NestedState

@@ -6,7 +6,7 @@ import timeit
 
 import kvmpy
 from kvmpy import guests
-from kvmpy.regs import GENERAL
+from kvmpy.state.live import GENERAL
 
 from .exits import ENTRY, MEMORY
 from .rows import Row, alternate

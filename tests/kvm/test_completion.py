@@ -100,7 +100,7 @@ def test_edit_without_looking_first(start):
 
 def test_every_register_can_be_edited(start):
     """All eighteen, to the guest and back."""
-    names = [name for name in kvmpy.regs.GENERAL if name not in ("rip", "rsp", "rflags")]
+    names = [name for name in kvmpy.state.live.GENERAL if name not in ("rip", "rsp", "rflags")]
     cpu = start("hlt; 1: hlt")
     cpu.expect(kvmpy.Hlt, timeout=5)
     values = {name: 0x1111_1111_1111_1111 * (i + 1) % (1 << 64) for i, name in enumerate(names)}

@@ -5,19 +5,19 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from . import _native, ioctls
-from .cpuid.cpuid import Cpuid
+from .. import _native, ioctls
+from ..cpuid.cpuid import Cpuid
 
 if TYPE_CHECKING:
+    from ..records import Record
+    from ..vcpu import VCPU
+    from ..vm import VM
     from .differences import Differences
-    from .records import Record
-    from .state.interrupts import Lapic, VcpuEvents
-    from .state.nested import NestedState
-    from .state.registers import DebugRegs, Fpu, Sregs2, Xcrs
-    from .state.vcpu import VcpuState
-    from .state.xsave import Xsave
-    from .vcpu import VCPU
-    from .vm import VM
+    from .interrupts import Lapic, VcpuEvents
+    from .nested import NestedState
+    from .registers import DebugRegs, Fpu, Sregs2, Xcrs
+    from .vcpu import VcpuState
+    from .xsave import Xsave
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -81,7 +81,7 @@ class StateMethods:
         >>> cpu.regs.rax
         0
         """
-        from .state.transfer import save
+        from .transfer import save
 
         return save(_vcpu(self))
 
@@ -100,7 +100,7 @@ class StateMethods:
         >>> cpu.restore(cpu.save())
         no differences
         """
-        from .state.transfer import restore
+        from .transfer import restore
 
         return restore(_vcpu(self), state, force)
 
@@ -110,7 +110,7 @@ class StateMethods:
         >>> cpu.conflicts(cpu.save())
         no differences
         """
-        from .state.transfer import conflicts
+        from .transfer import conflicts
 
         return conflicts(_vcpu(self), state)
 
@@ -125,7 +125,7 @@ class StateMethods:
         >>> hex(cpu.regs.rip), hex(cpu.sregs.cs.base)
         ('0xfff0', '0xffff0000')
         """
-        from .state.reset import reset
+        from .reset import reset
 
         reset(_vcpu(self))
 
@@ -138,7 +138,7 @@ class StateMethods:
         >>> cpu.xcrs
         Xcrs(<XCR0 0x1[x87]>)
         """
-        from .state.registers import Xcrs
+        from .registers import Xcrs
 
         return self._record(Xcrs, ioctls.KVM_GET_XCRS)
 
@@ -153,7 +153,7 @@ class StateMethods:
         >>> hex(cpu.debugregs.dr7)
         '0x400'
         """
-        from .state.registers import DebugRegs
+        from .registers import DebugRegs
 
         return self._record(DebugRegs, ioctls.KVM_GET_DEBUGREGS)
 
@@ -168,7 +168,7 @@ class StateMethods:
         >>> cpu.events.exception
         none
         """
-        from .state.interrupts import VcpuEvents
+        from .interrupts import VcpuEvents
 
         return self._record(VcpuEvents, ioctls.KVM_GET_VCPU_EVENTS)
 
@@ -185,7 +185,7 @@ class StateMethods:
         ...     machine.vcpu().lapic.enabled
         False
         """
-        from .state.interrupts import Lapic
+        from .interrupts import Lapic
 
         return self._record(Lapic, ioctls.KVM_GET_LAPIC)
 
@@ -200,7 +200,7 @@ class StateMethods:
         >>> cpu.sregs2.cr0 == cpu.sregs.cr0
         True
         """
-        from .state.registers import Sregs2
+        from .registers import Sregs2
 
         return self._record(Sregs2, ioctls.KVM_GET_SREGS2)
 
@@ -218,7 +218,7 @@ class StateMethods:
         >>> hex(cpu.fpu.fcw)
         '0x37f'
         """
-        from .state.registers import Fpu
+        from .registers import Fpu
 
         if self._constant("KVM_CAP_XSAVE"):
             return Fpu.of(self.xsave)
@@ -243,7 +243,7 @@ class StateMethods:
 
     @xcr0.setter
     def xcr0(self, value: int) -> None:
-        from .state.registers import Xcrs
+        from .registers import Xcrs
 
         structure = Xcrs().with_xcr0(value).to_c()
         ioctls.KVM_SET_XCRS(self._settle(0), structure, f"XCR0 {value:#x}")
@@ -266,7 +266,7 @@ class StateMethods:
         >>> cpu.xsave.value("xmm0")
         7
         """
-        from .state.xsave import get_xsave
+        from .xsave import get_xsave
 
         return get_xsave(_vcpu(self), self._settle(0))
 
@@ -282,7 +282,7 @@ class StateMethods:
         >>> cpu.mp_state
         <MpState.RUNNABLE: 0>
         """
-        from .state.interrupts import MpState
+        from .interrupts import MpState
 
         state = _ffi.new("struct kvm_mp_state *")
         ioctls.KVM_GET_MP_STATE(self._settle(0), state)
@@ -318,7 +318,7 @@ class StateMethods:
         >>> if vm.check_extension("KVM_CAP_NESTED_STATE"):
         ...     assert cpu.nested_state.format in ("VMX", "SVM")
         """
-        from .state.transfer import get_nested
+        from .transfer import get_nested
 
         fd = self._settle(0)
         state = get_nested(_vcpu(self), fd)

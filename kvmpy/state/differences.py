@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from .cpuid.cpuid import Cpuid
-from .msrs.msrs import name_of
-from .records import Record, differences, value_text
-from .regs import Registers, SpecialRegisters
+from ..cpuid.cpuid import Cpuid
+from ..msrs.msrs import name_of
+from ..records import Record, differences, value_text
+from .live import Registers, SpecialRegisters
 
 
 @dataclass(frozen=True, slots=True)

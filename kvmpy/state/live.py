@@ -12,9 +12,9 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from . import _native, ioctls
-from .errors import ClosedError, KvmIoctlError
-from .records import flags_text
+from .. import _native, ioctls
+from ..errors import ClosedError, KvmIoctlError
+from ..records import flags_text
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -84,7 +84,7 @@ def _does_not_fit(name: str, value: object, bits: int) -> Exception:
 
 
 if TYPE_CHECKING:
-    from .state.registers import Regs, Sregs
+    from .registers import Regs, Sregs
 
     class _Field:
         """How a type checker sees the properties below: integers to be read and written."""
@@ -153,7 +153,7 @@ class Registers(_Page):
     rflags = _word(17, "rflags")
 
     def values(self) -> tuple[int, ...]:
-        """All eighteen, in the order of ``kvmpy.regs.GENERAL``.
+        """All eighteen, in the order of ``kvmpy.state.live.GENERAL``.
 
         >>> len(cpu.regs.values())
         18
@@ -190,7 +190,7 @@ class Registers(_Page):
         >>> kvmpy.diff(before, cpu.regs)
         rax  0x0 -> 0x7
         """
-        from .state.registers import Regs
+        from .registers import Regs
 
         return Regs(*self.values())
 
@@ -201,7 +201,7 @@ class Registers(_Page):
 def general_text(values: Mapping[str, int]) -> str:
     """The general registers, RIP and RFLAGS as lines of text.
 
-    >>> print(kvmpy.regs.general_text(cpu.regs.as_dict()))
+    >>> print(kvmpy.state.live.general_text(cpu.regs.as_dict()))
     rax 0000000000000000 ...
     """
     flags = " ".join(name for name, bit in RFLAGS.items() if values["rflags"] >> bit & 1)
@@ -265,7 +265,7 @@ _SYSTEM_TYPES = {
 def segment_kind(segment: Any) -> str:
     """The type in words, of anything with the fields of struct kvm_segment.
 
-    >>> kvmpy.regs.segment_kind(cpu.sregs.ldt)
+    >>> kvmpy.state.live.segment_kind(cpu.sregs.ldt)
     'LDT'
     """
     if segment.unusable or not segment.present:
@@ -392,7 +392,7 @@ class SpecialRegisters(_Page):
         >>> cpu.sregs.copy().cr0 == cpu.sregs.cr0
         True
         """
-        from .state.registers import Sregs
+        from .registers import Sregs
 
         if not self._fresh:
             self._refresh()
@@ -419,7 +419,7 @@ def special_text(sregs: Any) -> str:
     """Segments, tables and control registers as lines of text, of anything with the fields of
     struct kvm_sregs.
 
-    >>> print(kvmpy.regs.special_text(cpu.sregs))
+    >>> print(kvmpy.state.live.special_text(cpu.sregs))
     cs f000 base 00000000ffff0000 ...
     """
     lines = [_segment_text(name, getattr(sregs, name)) for name in SEGMENTS]

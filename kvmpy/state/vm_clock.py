@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
-from .errors import UnsupportedError
+from .. import _native, ioctls
+from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from .state.clock import Clock
+    from .clock import Clock
 
 _lib, _ffi = _native.lib, _native.ffi
 _REALTIME: int = _lib.KVM_CLOCK_REALTIME
@@ -34,7 +34,7 @@ class ClockMethods:
         >>> vm.clock.clock >= 10**9
         True
         """
-        from .state.clock import Clock
+        from .clock import Clock
 
         structure = _ffi.new("struct kvm_clock_data *")
         ioctls.KVM_GET_CLOCK(self.fileno(), structure)
