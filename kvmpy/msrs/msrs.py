@@ -34,11 +34,11 @@ def index_of(key: Key) -> int:
         if not 0 <= key < 1 << 32:
             raise KeyError(f"MSR number {key:#x} is not in 0..2**32-1")
         return key
-    from . import names as msr_names
+    from . import table
 
-    index = msr_names.find(key)
+    index = table.find(key)
     if index is None:
-        close = msr_names.close_to(key)
+        close = table.close_to(key)
         hint = f": did you mean {' or '.join(close)}?" if close else ": use its number"
         raise KeyError(f"no MSR named {key!r} is known here{hint}")
     return index
@@ -50,9 +50,9 @@ def name_of(index: int) -> str:
     >>> kvmpy.msrs.name_of(0x10), kvmpy.msrs.name_of(0x1234)
     ('TSC', '0x1234')
     """
-    from . import names as msr_names
+    from . import table
 
-    row = msr_names.table().get(index)
+    row = table.table().get(index)
     return row.name if row else f"{index:#x}"
 
 
@@ -62,9 +62,9 @@ def names() -> tuple[str, ...]:
     >>> kvmpy.msrs.names()[0]
     'P5_MC_ADDR'
     """
-    from . import names as msr_names
+    from . import table
 
-    return tuple(row.name for _, row in sorted(msr_names.table().items()))
+    return tuple(row.name for _, row in sorted(table.table().items()))
 
 
 def describe(key: Key, value: int) -> str:

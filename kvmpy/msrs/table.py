@@ -419,8 +419,8 @@ def _rows() -> Iterator[MsrName]:
 def table() -> dict[int, MsrName]:
     """All registers that have a name here, by number.
 
-    >>> from kvmpy import msr_names
-    >>> msr_names.table()[0xC0000082].name
+    >>> from kvmpy.msrs import table
+    >>> table.table()[0xC0000082].name
     'LSTAR'
     """
     return {row.index: row for row in _rows()}
