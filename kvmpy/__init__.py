@@ -16,7 +16,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .binary_stats import StatsFormatError as StatsFormatError
     from .cpuid.cpuid import Cpuid as Cpuid, Leaf as Leaf
     from .debug.breakpoints import Breakpoint as Breakpoint
     from .debug.stepping import Step as Step
@@ -131,6 +130,7 @@ if TYPE_CHECKING:
     from .run.bus import ClaimError as ClaimError, Counter as Counter, WriteBatch as WriteBatch
     from .state.differences import diff as diff
     from .state.vcpu import VcpuState as VcpuState
+    from .stats.kvm import StatsFormatError as StatsFormatError
     from .vcpu import VCPU as VCPU
     from .vm import VM as VM
     from .x86.asm import asm as asm
@@ -146,7 +146,7 @@ __version__ = "0.1.0"
 
 # name -> module. Importing all of it takes longer than a short script runs.
 _WHERE = {
-    "StatsFormatError": ".binary_stats",
+    "StatsFormatError": ".stats.kvm",
     "ClaimError": ".run.bus",
     "Counter": ".run.bus",
     "WriteBatch": ".run.bus",

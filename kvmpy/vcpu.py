@@ -30,8 +30,8 @@ from .run.page import RunPageMethods
 from .run.thread import ThreadMethods
 from .state.live import Registers, SpecialRegisters
 from .state.parts import StateMethods
-from .stats import RunStats
-from .stats_methods import StatsMethods
+from .stats.methods import StatsMethods
+from .stats.run import RunStats
 from .xen_methods import XenVcpuMethods
 
 if TYPE_CHECKING:

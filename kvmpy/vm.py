@@ -25,7 +25,7 @@ from .msrs.pmu import PmuMethods
 from .run.bus import Bus, BusMethods
 from .run.enabling import VmEnableMethods
 from .state.vm_clock import ClockMethods
-from .stats_methods import StatsMethods
+from .stats.methods import StatsMethods
 from .vcpu import VCPU
 from .x86 import layout
 from .xen_methods import XenMethods

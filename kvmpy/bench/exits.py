@@ -24,7 +24,7 @@ from ..guests import image
 from ..host import backend
 from ..host.cpu import identify
 from ..host.topology import allowed_cpus
-from ..stats import RunStats
+from ..stats.run import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
 from . import counters, disclosure, hostcall, references

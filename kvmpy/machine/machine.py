@@ -21,7 +21,7 @@ from ..exits import reasons as exits
 from ..exits.reasons import Exit
 from ..host.backend import kernel_trouble, module_name
 from ..run.thread import pause_all, resume_all
-from ..stats import RunStats
+from ..stats.run import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
 from .console import Console

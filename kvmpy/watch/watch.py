@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from .. import _native
-from ..binary_stats import Schema, StatsFormatError
 from ..host.topology import format_cpu_list
+from ..stats.kvm import Schema, StatsFormatError
 from .find import MachineInfo, Peer, PeerError, _NotOursError, listed
 from .proc import ThreadFiles, ThreadTimes
 from .samples import MachineSample, Reading, Sample, VcpuSample, difference

@@ -5,7 +5,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from kvmpy.binary_stats import Schema, Snapshot, Stat, StatDescriptor, StatsFormatError
+from kvmpy.stats.kvm import Schema, Snapshot, Stat, StatDescriptor, StatsFormatError
 
 NAME = 48
 STATS = [  # name, flags (base, unit, kind), exponent, size, bucket_size, values

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import stats
 from kvmpy.exits import reasons as exits
 from kvmpy.run import decode as exit_decode
+from kvmpy.stats import run as stats
 
 PAGE = memoryview(bytearray(b"ABCDEFGH" * 512)).toreadonly()
 WORD = st.integers(0, (1 << 64) - 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .exits.reasons import REASONS
-from .values import dataclass
+from ..exits.reasons import REASONS
+from ..values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import ioctls
+from .. import ioctls
 
 if TYPE_CHECKING:
-    from .binary_stats import Stats
+    from .kvm import Stats
 
 
 class StatsMethods:
@@ -28,7 +28,7 @@ class StatsMethods:
         >>> "remote_tlb_flush" in vm.stats, "io_exits" in cpu.stats
         (True, True)
         """
-        from .binary_stats import Stats
+        from .kvm import Stats
 
         fd = self.fileno()
         if self._stats is None:

@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from . import _native
-from .errors import ClosedError, KvmpyError
-from .values import dataclass
+from .. import _native
+from ..errors import ClosedError, KvmpyError
+from ..values import dataclass
 
 _lib, _ffi = _native.lib, _native.ffi
 

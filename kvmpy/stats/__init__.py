@@ -1,0 +1,1 @@
+"""Statistics: KVM's own counters, and what came out to user space."""
