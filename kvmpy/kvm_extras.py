@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _native, hyperv
+from . import _native
 from .device import Attributes
 from .ioctls import capabilities
+from .paravirt import hyperv
 
 if TYPE_CHECKING:
     from .cpuid.cpuid import Cpuid

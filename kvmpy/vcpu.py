@@ -17,11 +17,12 @@ from .debug.translate import TranslateMethods
 from .errors import ClosedError, KvmIoctlError, UnexpectedExitError
 from .exits import reasons as exits
 from .exits.reasons import Exit
-from .hyperv import HypervVcpuMethods
 from .interrupts.apic import ApicMethods
 from .memory.dirty import DirtyRingMethods
 from .memory.vcpu import MemoryMethods
 from .msrs.msrs import Msrs
+from .paravirt.hyperv import HypervVcpuMethods
+from .paravirt.xen_methods import XenVcpuMethods
 from .run import decode as exit_decode
 from .run.answer import AnswerMethods
 from .run.bus import Bus, WriteBatch, split_by_handler
@@ -32,7 +33,6 @@ from .state.live import Registers, SpecialRegisters
 from .state.parts import StateMethods
 from .stats.methods import StatsMethods
 from .stats.run import RunStats
-from .xen_methods import XenVcpuMethods
 
 if TYPE_CHECKING:
     from .vm import VM

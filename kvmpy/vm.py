@@ -10,7 +10,6 @@ from . import _native, ioctls
 from .cpuid.cpuid import Cpuid
 from .device import DeviceMethods
 from .errors import ClosedError
-from .hyperv import HypervMethods
 from .interrupts.eventfds import EventMethods
 from .interrupts.lines import IrqMethods
 from .ioctls import capabilities
@@ -22,13 +21,14 @@ from .memory.regions import MemoryMethods
 from .memory.slots import Slots
 from .msrs.filters import FilterMethods
 from .msrs.pmu import PmuMethods
+from .paravirt.hyperv import HypervMethods
+from .paravirt.xen_methods import XenMethods
 from .run.bus import Bus, BusMethods
 from .run.enabling import VmEnableMethods
 from .state.vm_clock import ClockMethods
 from .stats.methods import StatsMethods
 from .vcpu import VCPU
 from .x86 import layout
-from .xen_methods import XenMethods
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

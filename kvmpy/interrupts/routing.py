@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .. import _native
-from ..xen_methods import XEN_2LEVEL as XEN_2LEVEL
+from ..paravirt.xen_methods import XEN_2LEVEL as XEN_2LEVEL
 from .irqchips import DELIVERY_MODES, DEST_MODES, TRIGGERS, choice
 
 _lib, _ffi = _native.lib, _native.ffi

@@ -8,7 +8,8 @@ import pytest
 from irq_guest import NO_PIC, XAPIC, boot, interrupted
 
 import kvmpy
-from kvmpy import _native, xen
+from kvmpy import _native
+from kvmpy.paravirt import xen
 
 lib = _native.lib
 

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 import kvmpy
-from kvmpy import _native, xen, xen_methods
+from kvmpy import _native
 from kvmpy.interrupts import eventfds as vm_events, irqchips, routing
 from kvmpy.memory import encryption
+from kvmpy.paravirt import xen, xen_methods
 from kvmpy.records import differences
 
 ffi, lib = _native.ffi, _native.lib

@@ -7,13 +7,13 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
-from .cpuid.cpuid import Cpuid
-from .interrupts.eventfds import HasFileno, _descriptor
-from .ioctls import capabilities
+from .. import _native, ioctls
+from ..cpuid.cpuid import Cpuid
+from ..interrupts.eventfds import HasFileno, _descriptor
+from ..ioctls import capabilities
 
 if TYPE_CHECKING:
-    from .vm import VM
+    from ..vm import VM
 
 _lib, _ffi = _native.lib, _native.ffi
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from . import _native
-from .values import dataclass, names
+from .. import _native
+from ..values import dataclass, names
 from .xen_methods import XEN_2LEVEL
 
 _lib = _native.lib

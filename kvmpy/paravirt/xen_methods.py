@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from . import _native, ioctls
-from .ioctls import capabilities
+from .. import _native, ioctls
+from ..ioctls import capabilities
 
 if TYPE_CHECKING:
-    from .vm import VM
+    from ..vm import VM
     from .xen import VcpuAttribute, VmAttribute
 
 _lib, _ffi = _native.lib, _native.ffi
