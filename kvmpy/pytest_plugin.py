@@ -128,7 +128,7 @@ def _sections(guest: Any) -> Iterator[tuple[str, str]]:
 
 
 def _output(machine: Machine) -> Iterator[tuple[str, str]]:
-    from .machine.output import TAIL_BYTES, printable
+    from .console.output import TAIL_BYTES, printable
 
     if machine._console is not None:
         tail, title = machine._console.tail, machine._console.tail_title

@@ -28,7 +28,7 @@ _LEFT_OUT = (
     *("kvmpy.cpuid.diff", "kvmpy.cpuid.edit", "kvmpy.cpuid.topology", "kvmpy.memory.slots"),
     "kvmpy.host.cgroup",
     *("kvmpy.host.doctor", "kvmpy.host.info", "kvmpy.host.modes", "kvmpy.host.system"),
-    *("kvmpy.lab._", "kvmpy.machine.console", "kvmpy.machine.pc"),
+    *("kvmpy.lab._", "kvmpy.console.terminal", "kvmpy.machine.pc"),
     *("kvmpy.state.codec", "kvmpy.state.host", "kvmpy.state.msr_list"),
     *("kvmpy.state.reset", "kvmpy.state.transfer"),
 )

@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _boot(args: argparse.Namespace) -> int:
-    from ..machine.console import standard_input
+    from ..console.terminal import standard_input
 
     # So that a terminal in raw mode is restored. The shim gets a spinning guest out.
     signal.signal(signal.SIGTERM, _terminate)

@@ -13,10 +13,10 @@ from .outcome import Outcome
 from .threads import VcpuThreads
 
 if TYPE_CHECKING:
-    from .console import Console
-    from .expect import ScriptConsole
-    from .output import Match
-    from .shell import CommandResult
+    from ..console.output import Match
+    from ..console.script import ScriptConsole
+    from ..console.shell import CommandResult
+    from ..console.terminal import Console
 
 _WHERE = {
     "CommandResult": "shell",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
+from ..console.terminal import Console
 from ..errors import ClosedError, StillRunningError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
@@ -24,7 +25,6 @@ from ..run.thread import pause_all, resume_all
 from ..stats.run import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
-from .console import Console
 from .outcome import Outcome, judge
 from .pc import Pc, stand_in_for_firmware
 from .publish import WatchMethods
@@ -33,13 +33,13 @@ from .threads import Ending as ThreadEnding, VcpuThreads
 if TYPE_CHECKING:
     from ..boot.files import Image
     from ..boot.image import BytesLike
+    from ..console.script import Receiver, ScriptConsole
     from ..cpuid.cpuid import Cpuid
     from ..cpuid.edit import MaskedFeature
     from ..devices.virtio import VirtioDevice
     from ..host.topology import Pin
     from ..memory.guest import Backing
     from ..vcpu import VCPU
-    from .expect import Receiver, ScriptConsole
 
 #: Seconds that the last output of a guest with a script may take on its way to it.
 _LAST_OUTPUT = 5.0
@@ -254,7 +254,7 @@ class Machine(WatchMethods):
             return self._console
 
     def _make_console(self) -> ScriptConsole:
-        from .expect import ScriptConsole
+        from ..console.script import ScriptConsole
 
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
@@ -338,7 +338,7 @@ class Machine(WatchMethods):
         except StillRunningError as error:
             if self._console is None:
                 raise
-            from .output import printable
+            from ..console.output import printable
 
             tail, title = printable(self._console.tail), self._console.tail_title
             raise StillRunningError(f"{error}\n{title}:\n{tail}") from None

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 import kvmpy
-from kvmpy.machine import expect
-from kvmpy.machine.expect import ScriptConsole
-from kvmpy.machine.output import Match, printable
+from kvmpy.console import script as expect
+from kvmpy.console.output import Match, printable
+from kvmpy.console.script import ScriptConsole
 
 LIMIT = 30.0
 

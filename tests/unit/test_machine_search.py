@@ -5,8 +5,8 @@ import re
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from kvmpy.machine import search
-from kvmpy.machine.search import Search
+from kvmpy.console import search
+from kvmpy.console.search import Search
 
 PATTERNS = (
     b"ab", rb"a+b", rb"a|bc", rb"(a)(b)?", rb"[ab]c*", rb"b\n", rb"^ab", rb"c.*\n", rb"(?s)a.*c",

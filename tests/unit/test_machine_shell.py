@@ -8,7 +8,7 @@ import signal
 import pytest
 
 import kvmpy
-from kvmpy.machine.expect import ScriptConsole
+from kvmpy.console.script import ScriptConsole
 
 LIMIT = 30.0
 SHELLS = {

@@ -179,7 +179,7 @@ class Search:
     one without special characters is searched for as it stands. Raises ValueError for a pattern
     that matches the empty string, re.error for one that is no regular expression.
 
-    >>> search = kvmpy.machine.search.Search([rb"login: ", rb"panic"], at=0)
+    >>> search = kvmpy.console.search.Search([rb"login: ", rb"panic"], at=0)
     >>> search.look(bytearray(b"host login: "), 0).groups
     (b'login: ',)
     """
@@ -197,7 +197,7 @@ class Search:
     def sources(self) -> list[bytes]:
         """The patterns' texts.
 
-        >>> kvmpy.machine.search.Search(["login: ", rb"pani[c]"], at=0).sources
+        >>> kvmpy.console.search.Search(["login: ", rb"pani[c]"], at=0).sources
         [b'login: ', b'pani[c]']
         """
         return [finder.source for finder in self._finders]
@@ -206,7 +206,7 @@ class Search:
     def scanned(self) -> int:
         """Bytes looked at so far, repetitions included.
 
-        >>> search = kvmpy.machine.search.Search(["login: "], at=0)
+        >>> search = kvmpy.console.search.Search(["login: "], at=0)
         >>> search.look(bytearray(100), 0), search.look(bytearray(150), 0), search.scanned
         (None, None, 156)
         """
@@ -216,7 +216,7 @@ class Search:
     def growing(self) -> bool:
         """Whether there is a match whose end depends on what comes next.
 
-        >>> search = kvmpy.machine.search.Search([rb"\\d+"], at=0)
+        >>> search = kvmpy.console.search.Search([rb"\\d+"], at=0)
         >>> search.look(bytearray(b"10"), 0), search.growing
         (None, True)
         """
@@ -226,7 +226,7 @@ class Search:
         """The match, if it is there. ``kept`` holds the stream from position ``base`` to what has
         come so far; ``quiet``: nothing more is coming for now.
 
-        >>> search = kvmpy.machine.search.Search([rb"\\d+"], at=0)
+        >>> search = kvmpy.console.search.Search([rb"\\d+"], at=0)
         >>> search.look(bytearray(b"uid 10 "), 0, quiet=True).start
         4
         """

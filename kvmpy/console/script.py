@@ -140,7 +140,7 @@ class ScriptConsole:
         """Wait until the output after the previous match holds ``pattern``, or one of several.
 
         A bytes or str pattern is a regular expression, with ``^`` and ``$`` at every line, unless
-        ``exact``; a compiled one is used as it is. :mod:`kvmpy.machine.search` has the rules: how
+        ``exact``; a compiled one is used as it is. :mod:`kvmpy.console.search` has the rules: how
         far a match can span, what several patterns and open ends do. ``timeout`` in seconds.
 
         Raises ExpectTimeout, or ExpectEof once the guest has ended; both show the pattern and the
@@ -370,7 +370,7 @@ class ScriptConsole:
         """Run ``command`` in the guest's shell, which waits for input or soon will.
 
         Gives its output (standard output and error as the terminal shows them, newlines as ``\\n``)
-        and exit status. See :func:`kvmpy.machine.shell.run`. Here, a shell in a guest's stead:
+        and exit status. See :func:`kvmpy.console.shell.run`. Here, a shell in a guest's stead:
 
         >>> import os, socket, subprocess, types
         >>> ours, its = socket.socketpair()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..values import dataclass
 
 if TYPE_CHECKING:
-    from .expect import ScriptConsole
+    from .script import ScriptConsole
 
 #: Characters of a command per typed line: line editors take 1024 at most, terminals 4095.
 _PIECE = 400

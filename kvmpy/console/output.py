@@ -16,7 +16,7 @@ def printable(data: bytes) -> str:
     """A guest's output for people: no carriage returns, control characters and what is not UTF-8
     as escapes.
 
-    >>> from kvmpy.machine.output import printable
+    >>> from kvmpy.console.output import printable
     >>> printable(b"caf\\xc3\\xa9\\r\\n\\x1b[1m\\xff")
     'café\\n\\\\x1b[1m\\\\xff'
     """
@@ -84,7 +84,7 @@ class Output:
     def end(self) -> int:
         """Bytes in all that have come.
 
-        >>> from kvmpy.machine.output import Output
+        >>> from kvmpy.console.output import Output
         >>> Output(100).end
         0
         """
@@ -93,7 +93,7 @@ class Output:
     def append(self, data: bytes) -> None:
         """More output; the oldest goes if there is too much.
 
-        >>> from kvmpy.machine.output import Output
+        >>> from kvmpy.console.output import Output
         >>> output = Output(4)
         >>> output.append(b"abcdef")
         >>> output.base, output.kept
@@ -108,7 +108,7 @@ class Output:
     def between(self, start: int, end: int) -> bytes:
         """What is kept of the output from position ``start`` to before ``end``.
 
-        >>> from kvmpy.machine.output import Output
+        >>> from kvmpy.console.output import Output
         >>> output = Output(4)
         >>> output.append(b"abcdef")
         >>> output.between(0, 4)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .expect import Receiver
+    from .script import Receiver
 
 
 #: Ctrl-], as in telnet: ends the machine when the terminal passes every other key to the guest.

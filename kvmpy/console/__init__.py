@@ -1,0 +1,1 @@
+"""A guest's console: the terminal, and a script that talks to it."""
