@@ -9,7 +9,7 @@ void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers)
 	__cpuid_count(function, index, registers[0], registers[1], registers[2], registers[3]);
 }
 
-/* The loop that kvmpy/host/modes.py times in guests, here: 18 instructions a round. */
+/* The loop that kvmpy/probe/modes.py times in guests, here: 18 instructions a round. */
 void shim_spin(uint32_t rounds)
 {
 	uint32_t sum = 0;

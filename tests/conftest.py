@@ -84,7 +84,7 @@ def kvm_trouble() -> str:
 @functools.cache
 def module_name() -> str:
     """The vendor module behind /dev/kvm."""
-    from kvmpy.host import backend
+    from kvmpy.probe import verdict as backend
 
     return backend.module_name()
 

@@ -27,13 +27,13 @@ _LEFT_OUT = (
     *("kvmpy.__main__", "kvmpy._native", "kvmpy.boot.", "kvmpy.cli", "kvmpy.pytest_plugin"),
     *("kvmpy.cpuid.diff", "kvmpy.cpuid.edit", "kvmpy.cpuid.topology", "kvmpy.memory.slots"),
     "kvmpy.host.cgroup",
-    *("kvmpy.host.doctor", "kvmpy.host.info", "kvmpy.host.modes", "kvmpy.host.system"),
+    *("kvmpy.probe.doctor", "kvmpy.probe.info", "kvmpy.probe.modes", "kvmpy.probe.system"),
     *("kvmpy.lab._", "kvmpy.console.terminal", "kvmpy.machine.pc"),
     *("kvmpy.state.codec", "kvmpy.state.host", "kvmpy.state.msr_list"),
     *("kvmpy.state.reset", "kvmpy.state.transfer"),
 )
 _INSIDES = (
-    *("kvmpy.binary_stats.Schema", "kvmpy.host.backend.judge"),
+    *("kvmpy.binary_stats.Schema", "kvmpy.probe.verdict.judge"),
     *("kvmpy.watch.find.Peer", "kvmpy.watch.find.listed"),
 )
 #: Of cffi's structures, which do not leave the package.

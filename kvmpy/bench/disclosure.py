@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from .. import __version__
 from ..errors import KvmpyError
-from ..host import backend, cpu, disturbance, topology
-from ..host.system import System
+from ..host import cpu, topology
+from ..probe import disturbance, verdict as backend
+from ..probe.system import System
 from .counters import run_delay
 from .record import Disclosure
 
@@ -98,7 +99,7 @@ def tsc_khz(vcpu: VCPU) -> int | None:
 def collect(vcpu: VCPU, verdict: backend.Verdict, pinned_cpu: int | None) -> Disclosure:
     """Everything that `Disclosure` asks for. ``vcpu``: of one of the VMs measured.
 
-    >>> verdict = kvmpy.host.backend.verdict()
+    >>> verdict = kvmpy.probe.verdict.verdict()
     >>> kvmpy.bench.disclosure.collect(cpu, verdict, None).module.startswith("kvm")
     True
     """
@@ -155,13 +156,13 @@ class _Unbound(System):
 
 
 class Surroundings:
-    """What disturbs a run on this host (:mod:`kvmpy.host.disturbance`): looked for when it is made,
+    """What disturbs a run on this host (:mod:`kvmpy.probe.disturbance`): looked for when it is made,
     before the run, and while the run is under way.
 
     ``allowed``: pCPUs that the process could use before its thread was bound to one of them.
     ``warned``: called now with what was found, if there is anything.
 
-    >>> verdict = kvmpy.host.backend.verdict()
+    >>> verdict = kvmpy.probe.verdict.verdict()
     >>> around = kvmpy.bench.disclosure.Surroundings(verdict, 0, frozenset({0, 1}))
     >>> all(isinstance(text, str) for text in around.warnings())
     True
@@ -183,7 +184,7 @@ class Surroundings:
     def warnings(self) -> tuple[str, ...]:
         """All that was found, and what was seen since, a sentence or two each.
 
-        >>> verdict = kvmpy.host.backend.verdict()
+        >>> verdict = kvmpy.probe.verdict.verdict()
         >>> around = kvmpy.bench.disclosure.Surroundings(verdict, None, frozenset({0}))
         >>> isinstance(around.warnings(), tuple)
         True
@@ -198,7 +199,7 @@ class Surroundings:
     def steal(self) -> float | None:
         """Share of the pCPU's time, 0 to 1, that was stolen since; None if unknown.
 
-        >>> verdict = kvmpy.host.backend.verdict()
+        >>> verdict = kvmpy.probe.verdict.verdict()
         >>> around = kvmpy.bench.disclosure.Surroundings(verdict, 0, frozenset({0}))
         >>> (around.steal() or 0.0) < 1
         True

@@ -21,9 +21,9 @@ from typing import Final
 from ..errors import KvmIoctlError, UnsupportedError
 from ..exits.reasons import ExitLimit, Hlt
 from ..guests import image
-from ..host import backend
 from ..host.cpu import identify
 from ..host.topology import allowed_cpus
+from ..probe import verdict as backend
 from ..stats.run import RunStats
 from ..vm import VM
 from ..x86.modes import Mode

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from .record import Row
 
 if TYPE_CHECKING:
-    from ..host.backend import Verdict
+    from ..probe.verdict import Verdict
 
 #: Exits a call, beyond those expected, from which a row is no longer proved native; and from which
 #: the calls themselves must have caused them.
@@ -42,7 +42,7 @@ def judge(row: Row, verdict: Verdict, vendor_differs: bool) -> Row:
 
     >>> row = kvmpy.bench.record.Row("x", "path", "long64", "int80", counters={
     ...     "calls": 100, "expected_exits": 1, "exits": 101, "insn_emulation": 101})
-    >>> verdict = kvmpy.host.backend.verdict()
+    >>> verdict = kvmpy.probe.verdict.verdict()
     >>> kvmpy.bench.judgement.judge(row, verdict, False).outcome
     'emulated-by-kvm'
     """

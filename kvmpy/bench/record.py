@@ -145,7 +145,7 @@ class Reference:
 class Disclosure:
     """What the figures were taken on, complete enough to judge them by.
 
-    ``verdict``: :attr:`kvmpy.host.backend.Verdict.summary`. ``parameters``: of the KVM modules, as
+    ``verdict``: :attr:`kvmpy.probe.verdict.Verdict.summary`. ``parameters``: of the KVM modules, as
     "kvm_intel.ept" -> "Y". ``tsc_khz``: rate of the guest's TSC, None if the host does not say.
     ``invariant_tsc``, ``tsc_scaling``: None if unknown. ``mitigations``: files of
     /sys/devices/system/cpu/vulnerabilities. ``governor``: "" if there is none to be seen.

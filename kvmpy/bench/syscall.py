@@ -22,9 +22,9 @@ from statistics import median
 from typing import Final
 
 from ..errors import KvmIoctlError
-from ..host import backend
 from ..host.cpu import identify
 from ..host.topology import allowed_cpus
+from ..probe import verdict as backend
 from . import disclosure, hostcall, references
 from .cells import LEVELS, MODES, PATHS, Cell, every_cell
 from .counters import GuestCycles, add

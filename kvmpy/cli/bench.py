@@ -19,7 +19,7 @@ from .files import check_writable, write
 
 if TYPE_CHECKING:
     from ..bench.record import Report
-    from ..host.disturbance import Disturbance
+    from ..probe.disturbance import Disturbance
 
 #: Subcommand -> module in kvmpy.bench with run(), and a line of help.
 ENGINES = {

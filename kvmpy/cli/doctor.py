@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import json
 
-from ..host.doctor import Check, Diagnosis, examine
+from ..probe.doctor import Check, Diagnosis, examine
 from . import report
 
 NAME = "doctor"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..host import topology
-from ..host.capabilities import GROUPS, value_text
 from ..ioctls.capabilities import PREFIX
+from ..probe.capabilities import GROUPS, value_text
 from . import report
 
 NAME = "info"
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``info``."""
     parser.add_argument("--all", action="store_true", help="absent capabilities too")
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object, described in kvmpy.host.info"
+        "--json", action="store_true", help="one JSON object, described in kvmpy.probe.info"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Collect and print. Raises a KvmUnavailableError when there is no usable KVM."""
-    from ..host.info import collect
+    from ..probe.info import collect
 
     info = collect()
     if args.json:

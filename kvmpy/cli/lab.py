@@ -90,7 +90,7 @@ def _section(name: str, result: Any) -> Section:
 
 
 def _host() -> str:
-    from ..host.backend import verdict
+    from ..probe.verdict import verdict
 
     return verdict().summary
 

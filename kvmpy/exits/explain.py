@@ -155,7 +155,7 @@ def likely_cause(exit: exits.Exit, module: str) -> str:
 
 
 def _module() -> str:
-    from ..host.backend import module_name
+    from ..probe.verdict import module_name
 
     return module_name()
 

@@ -23,7 +23,7 @@ from ..exits.reasons import (
     Timeout,
 )
 from ..guests import image
-from ..host.backend import Verdict
+from ..probe.verdict import Verdict
 from ..vm import VM
 from ..x86.exceptions import VECTORS
 from ..x86.modes import Mode

@@ -22,7 +22,7 @@ from ..errors import KvmpyError
 from ..exits.explain import headline
 from ..exits.reasons import Hlt, IoIn, IoOut, IrqWindowOpen
 from ..guests import image
-from ..host import backend
+from ..probe import verdict as backend
 from ..report.blocks import Block
 from ..vm import VM
 from ..x86.modes import Mode

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ..host.backend import verdict as find_verdict
 from ..host.cpu import cpuid
+from ..probe.verdict import verdict as find_verdict
 from ..report.blocks import Block
 from ..report.table import Table
 from ..x86.descriptors import KERNEL_CODE, KERNEL_DATA

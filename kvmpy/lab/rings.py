@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from ..host.backend import verdict as find_verdict
 from ..host.cpu import identify
+from ..probe.verdict import verdict as find_verdict
 from ..report.blocks import Block
 from ..report.table import HEADING, Table
 from ..x86.descriptors import KERNEL_CODE

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .. import sched
-from ..host import backend, topology
+from ..host import topology
+from ..probe import verdict as backend
 from ..report.blocks import Block
 from ..report.table import DASH, Table, share
 from ..sched import gantt, metrics

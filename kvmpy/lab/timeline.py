@@ -24,7 +24,7 @@ from ..bench.failures import GuestFailed, describe
 from ..errors import UnsupportedError
 from ..exits.reasons import ExitLimit
 from ..guests import image
-from ..host import backend
+from ..probe import verdict as backend
 from ..report.blocks import Block
 from ..vm import VM
 from ..x86 import descriptors as d

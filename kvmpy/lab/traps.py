@@ -25,8 +25,8 @@ from ..bench.hostcall import canary_limit
 from ..bench.lab import Lab
 from ..errors import KvmIoctlError
 from ..exits.reasons import Exit, ExitLimit, GuestException, IoOut
-from ..host import backend
 from ..host.cpu import identify
+from ..probe import verdict as backend
 from ..report.blocks import Block
 from ..x86 import descriptors as d, layout, paging, state as st
 

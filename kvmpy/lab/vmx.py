@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 from ..errors import KvmpyError, UnsupportedError
 from ..exits.reasons import Exit, Hlt, IoOut
 from ..guests import image
-from ..host import backend
 from ..host.cpu import HostCpu, identify
 from ..kvm import KVM
+from ..probe import verdict as backend
 from ..report.blocks import Block
 from ..vm import VM
 from ..x86.modes import Mode

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..errors import MsrError, UnsupportedError
-from ..host import backend
 from ..host.cpu import HostCpu, cpuid
 from ..kvm import KVM
+from ..probe import verdict as backend
 
 #: SVM's leaf of CPUID.
 _SVM_LEAF: Final = 0x8000_000A

@@ -20,7 +20,7 @@ from ..console.terminal import Console
 from ..errors import ClosedError, StillRunningError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
-from ..host.backend import kernel_trouble, module_name
+from ..probe.verdict import kernel_trouble, module_name
 from ..run.thread import pause_all, resume_all
 from ..stats.run import RunStats
 from ..vm import VM

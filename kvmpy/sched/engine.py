@@ -16,9 +16,10 @@ from typing import Final
 from .. import _native
 from ..errors import KvmpyError, UnsupportedError
 from ..exits.reasons import Exit, Kicked
-from ..host import backend, topology
+from ..host import topology
 from ..host.scheduling import Scheduling, schedule
 from ..machine.threads import VcpuThreads
+from ..probe import verdict as backend
 from ..vcpu import VCPU
 from . import guest as guests, timeline
 from .metrics import SwitchCost, switch_cost

@@ -126,7 +126,7 @@ class Result:
     ``seconds``: asked for; ``wall``: ns it took. ``slice_us``: the guest's time slice; ``gap_us``:
     what is shorter is no gap. ``system_call``: the instruction that guest threads call ring 0 by.
     ``tsc_khz``: measured against the host's clock. ``ring0``: "native" or "emulated", as
-    :func:`kvmpy.host.backend.verdict` has it, and ``verdict`` its sentence. ``written``: what the
+    :func:`kvmpy.probe.verdict.verdict` has it, and ``verdict`` its sentence. ``written``: what the
     guests wrote. ``interrupted``: by Ctrl-C, before the time was up. ``notes``: what figures here
     do not mean.
     """

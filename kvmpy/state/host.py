@@ -34,7 +34,7 @@ class HostIdentity:
         >>> kvmpy.state.HostIdentity.here().vendor in ("AuthenticAMD", "GenuineIntel")
         True
         """
-        from ..host.backend import module_name
+        from ..probe.verdict import module_name
 
         registers = _ffi.new("uint32_t[4]")
         _lib.shim_cpuid(0, 0, registers)

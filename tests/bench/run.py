@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import kvmpy
 from bench import calls, exits, processes, scaling, views
 from bench.rows import Row, table
-from kvmpy.host.backend import Verdict, verdict
+from kvmpy.probe.verdict import Verdict, verdict
 
 NO_KVM = 69
 

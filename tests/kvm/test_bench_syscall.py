@@ -12,8 +12,8 @@ from kvmpy.bench.hostcall import canary_limit
 from kvmpy.bench.lab import ALIGNMENTS, Lab
 from kvmpy.bench.proof import prove
 from kvmpy.bench.record import Report
-from kvmpy.host import backend
 from kvmpy.host.cpu import identify
+from kvmpy.probe import verdict as backend
 
 UD, GP = 6, 13
 

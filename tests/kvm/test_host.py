@@ -9,11 +9,11 @@ import sys
 import pytest
 
 import kvmpy
-from kvmpy.host import backend, doctor, modes
-from kvmpy.host.capabilities import limits, read
-from kvmpy.host.info import collect
 from kvmpy.host.topology import PinError
 from kvmpy.ioctls import capabilities
+from kvmpy.probe import doctor, modes, verdict as backend
+from kvmpy.probe.capabilities import limits, read
+from kvmpy.probe.info import collect
 from kvmpy.x86.modes import Mode
 
 pytestmark = pytest.mark.kvm

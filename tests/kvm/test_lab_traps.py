@@ -8,9 +8,10 @@ import pytest
 
 from kvmpy import lab
 from kvmpy.bench.cells import MODES
-from kvmpy.host import backend, topology
+from kvmpy.host import topology
 from kvmpy.lab import traps
 from kvmpy.lab.traps_shown import BY_MANUAL
+from kvmpy.probe import verdict as backend
 from kvmpy.report import terminal
 from kvmpy.report.table import Table
 

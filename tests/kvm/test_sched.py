@@ -13,7 +13,8 @@ import time
 import pytest
 
 import kvmpy
-from kvmpy.host import backend, topology
+from kvmpy.host import topology
+from kvmpy.probe import verdict as backend
 from kvmpy.sched import gantt, guest, metrics
 
 RIG = os.environ.get("KVMPY_RIG", "")

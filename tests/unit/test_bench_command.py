@@ -17,7 +17,8 @@ import pytest
 from kvmpy import cli
 from kvmpy.bench.record import Report
 from kvmpy.cli.bench_progress import Progress
-from kvmpy.host import disturbance, topology
+from kvmpy.host import topology
+from kvmpy.probe import disturbance
 
 CPU = max(topology.allowed_cpus())
 

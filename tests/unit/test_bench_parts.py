@@ -13,7 +13,7 @@ from kvmpy.bench.judgement import judge, unexpected
 from kvmpy.bench.lab import ALIGNMENT_STEP, ALIGNMENTS, Batches
 from kvmpy.bench.record import Canary, Row
 from kvmpy.guests import image
-from kvmpy.host.backend import Verdict
+from kvmpy.probe.verdict import Verdict
 
 VERDICT = Verdict(
     module="kvm_intel", ring0="native", ring3="native", ring0_ns=0.3, ring3_ns=0.3,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmpy.host import backend
-from kvmpy.host.backend import Verdict, judge, module_name, module_parameters
 from kvmpy.host.cpu import HostCpu
-from kvmpy.host.modes import ModeResult, Outcome
+from kvmpy.probe import verdict as backend
+from kvmpy.probe.modes import ModeResult, Outcome
+from kvmpy.probe.verdict import Verdict, judge, module_name, module_parameters
 from kvmpy.x86.modes import Mode
 
 INTEL = HostCpu("GenuineIntel", "Xeon", "VT-x", None, None)

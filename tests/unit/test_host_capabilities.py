@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmpy.host.capabilities import GROUPS, value_text
 from kvmpy.ioctls import capabilities
+from kvmpy.probe.capabilities import GROUPS, value_text
 
 HEADER = Path("/usr/include/linux/kvm.h")
 #: Of other architectures alone, as native/capabilities.h says.

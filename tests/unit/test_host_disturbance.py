@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from kvmpy.host import disturbance
-from kvmpy.host.backend import judge
 from kvmpy.host.cpu import HostCpu
-from kvmpy.host.disturbance import Disturbance, Watch, cpu_times, examine, look_around
-from kvmpy.host.modes import ModeResult
-from kvmpy.host.system import System
+from kvmpy.probe import disturbance
+from kvmpy.probe.disturbance import Disturbance, Watch, cpu_times, examine, look_around
+from kvmpy.probe.modes import ModeResult
+from kvmpy.probe.system import System
+from kvmpy.probe.verdict import judge
 from kvmpy.x86.modes import Mode
 
 GOVERNOR = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"

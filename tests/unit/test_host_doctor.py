@@ -20,12 +20,12 @@ from kvmpy.errors import (
     KvmPermissionError,
     KvmVersionError,
 )
-from kvmpy.host import doctor
-from kvmpy.host.backend import Verdict, judge
 from kvmpy.host.cpu import HostCpu
-from kvmpy.host.doctor import Check, Diagnosis, examine
-from kvmpy.host.modes import ModeResult, WayIn
-from kvmpy.host.system import DeviceAccess, System
+from kvmpy.probe import doctor
+from kvmpy.probe.doctor import Check, Diagnosis, examine
+from kvmpy.probe.modes import ModeResult, WayIn
+from kvmpy.probe.system import DeviceAccess, System
+from kvmpy.probe.verdict import Verdict, judge
 from kvmpy.x86.modes import Mode
 
 GOOD_ACCESS = DeviceAccess("kvm", 0o660, True, "ada", False, True, True)

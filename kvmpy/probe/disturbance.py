@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ..host.topology import SYSFS, format_cpu_list, smt_siblings
 from .system import System
-from .topology import SYSFS, format_cpu_list, smt_siblings
 
 if TYPE_CHECKING:
-    from .backend import Verdict
+    from .verdict import Verdict
 
 #: Shares of a CPU's time, above which something is worth a warning.
 BUSY: Final = 0.05
@@ -52,7 +52,7 @@ class CpuTime:
 def cpu_times(text: str) -> dict[int, CpuTime]:
     """The pCPUs' times, by number, of the text of /proc/stat. Lines that are odd are passed over.
 
-    >>> kvmpy.host.disturbance.cpu_times("cpu0 5 0 2 90 1 0 0 2 4 0")[0]
+    >>> kvmpy.probe.disturbance.cpu_times("cpu0 5 0 2 90 1 0 0 2 4 0")[0]
     CpuTime(total=100, busy=7, steal=2)
     """
     times: dict[int, CpuTime] = {}
@@ -77,7 +77,7 @@ def examine(
     """Everything about this host that disturbs measurements on pCPU ``cpu`` (None: not pinned):
     what KVM and the machine are, then what :func:`look_around` finds.
 
-    >>> found = kvmpy.host.disturbance.examine(kvmpy.host.backend.verdict(), cpu=0)
+    >>> found = kvmpy.probe.disturbance.examine(kvmpy.probe.verdict.verdict(), cpu=0)
     >>> all(item.name and item.finding for item in found)
     True
     """
@@ -92,7 +92,7 @@ def look_around(
     """What of this host's setting and load disturbs measurements on pCPU ``cpu`` (None: not
     pinned). Looks for 0.2 s at how busy the pCPUs are, so call it before the run, not in it.
 
-    >>> isinstance(kvmpy.host.disturbance.look_around(0), tuple)
+    >>> isinstance(kvmpy.probe.disturbance.look_around(0), tuple)
     True
     """
     system = system or System()
@@ -228,9 +228,9 @@ def shares(
 
     Without those that no tick has passed for, or that came or went.
 
-    >>> times = kvmpy.host.disturbance.cpu_times
+    >>> times = kvmpy.probe.disturbance.cpu_times
     >>> before, after = times("cpu0 0 0 0 0 0 0 0 0"), times("cpu0 5 0 0 14 0 0 0 1")
-    >>> kvmpy.host.disturbance.shares(before, after)
+    >>> kvmpy.probe.disturbance.shares(before, after)
     {0: (0.25, 0.05)}
     """
     found = {}
@@ -245,7 +245,7 @@ def shares(
 class Watch:
     """What disturbs while a run is under way: made before it, asked after it.
 
-    >>> watch = kvmpy.host.disturbance.Watch(cpu=0)
+    >>> watch = kvmpy.probe.disturbance.Watch(cpu=0)
     >>> isinstance(watch.seen(), tuple)
     True
     """
@@ -262,7 +262,7 @@ class Watch:
         """The share of the pCPU's time, 0 to 1, that the hypervisor below took since the watch was
         made (of the worst one's, if not pinned); None where no tick has passed.
 
-        >>> (kvmpy.host.disturbance.Watch(cpu=0).steal() or 0.0) < 1
+        >>> (kvmpy.probe.disturbance.Watch(cpu=0).steal() or 0.0) < 1
         True
         """
         found = shares(self._before, self._times())
@@ -273,7 +273,7 @@ class Watch:
         """Time stolen from the pCPU (or from any, if not pinned), and a busy SMT sibling, since
         the watch was made.
 
-        >>> all(item.finding for item in kvmpy.host.disturbance.Watch().seen())
+        >>> all(item.finding for item in kvmpy.probe.disturbance.Watch().seen())
         True
         """
         found = shares(self._before, self._times())

@@ -10,7 +10,7 @@ from ..values import dataclass
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
-    from .cpu import HostCpu
+    from ..host.cpu import HostCpu
     from .modes import ModeResult, Outcome
 
 SYS_MODULE = "/sys/module"
@@ -22,12 +22,12 @@ _NEEDS = {"kvm_intel": "VT-x", "kvm_amd": "AMD-V"}
 def module_name(sys_module: StrPath = SYS_MODULE) -> str:
     """The name of the vendor module behind /dev/kvm, "kvm" if none is to be seen.
 
-    >>> kvmpy.host.backend.module_name() in ("kvm_intel", "kvm_amd", "kvm_pvm", "")
+    >>> kvmpy.probe.verdict.module_name() in ("kvm_intel", "kvm_amd", "kvm_pvm", "")
     True
     """
     found = [name for name in MODULES if os.path.exists(os.path.join(sys_module, name))]
     if len(found) > 1:
-        from .cpu import identify
+        from ..host.cpu import identify
 
         extension = identify().extension
         found = [name for name in found if _NEEDS.get(name, extension) == extension]
@@ -37,7 +37,7 @@ def module_name(sys_module: StrPath = SYS_MODULE) -> str:
 def module_parameters(module: str, sys_module: StrPath = SYS_MODULE) -> dict[str, str]:
     """The parameters of a kernel module that can be read, by name.
 
-    >>> kvmpy.host.backend.module_parameters("kvm_amd").get("nested", "0") in "01YN"
+    >>> kvmpy.probe.verdict.module_parameters("kvm_amd").get("nested", "0") in "01YN"
     True
     """
     values: dict[str, str] = {}
@@ -66,7 +66,7 @@ _KERNEL_TROUBLE = {
 def kernel_trouble(module: str) -> str:
     """What keeps Linux from booting to user space on a KVM module; "" when nothing is known to.
 
-    >>> kvmpy.host.backend.kernel_trouble("kvm_amd")
+    >>> kvmpy.probe.verdict.kernel_trouble("kvm_amd")
     ''
     """
     return _KERNEL_TROUBLE.get(module, "")
@@ -104,7 +104,7 @@ class Verdict:
     def performance(self) -> bool:
         """Whether times taken here tell of hardware: rings 0 and 3 native, no emulated CPU.
 
-        >>> kvmpy.host.backend.verdict().performance in (True, False)
+        >>> kvmpy.probe.verdict.verdict().performance in (True, False)
         True
         """
         return self.ring0 == self.ring3 == "native" and self.emulator is None
@@ -114,7 +114,7 @@ class Verdict:
         """The verdict in one or two sentences.
 
         >>> with kvmpy.KVM():
-        ...     kvmpy.host.backend.verdict().summary
+        ...     kvmpy.probe.verdict.verdict().summary
         '...kvm_...'
         """
         text = f"{self.module}: {self._rings()}{self._where()}."
@@ -187,11 +187,11 @@ def verdict() -> Verdict:
     Raises a KvmUnavailableError when no guest can be run here.
 
     >>> with kvmpy.KVM():
-    ...     kvmpy.host.backend.verdict().module
+    ...     kvmpy.probe.verdict.verdict().module
     'kvm_...'
     """
+    from ..host.cpu import identify
     from ..x86.modes import Mode
-    from .cpu import identify
     from .modes import probe
 
     module = module_name()

@@ -7,9 +7,10 @@ import platform
 from typing import Any
 
 from .. import __version__
+from ..host import cpu, topology
 from ..kvm import API_VERSION, KVM
 from ..x86.modes import Mode
-from . import backend, capabilities, cpu, modes, topology
+from . import capabilities, modes, verdict as backend
 
 
 def collect() -> dict[str, Any]:
@@ -20,8 +21,8 @@ def collect() -> dict[str, Any]:
     ``kvmpy``, ``kernel``: versions. ``module``, ``parameters``: the KVM module and what it was
     loaded with. ``api_version``: 12.
     ``cpu``: :class:`~kvmpy.host.cpu.HostCpu`. ``pcpus``: those this process may use, as a list.
-    ``verdict``: :class:`~kvmpy.host.backend.Verdict`, with ``summary`` and ``performance``.
-    ``limits``: :func:`~kvmpy.host.capabilities.limits`.
+    ``verdict``: :class:`~kvmpy.probe.verdict.Verdict`, with ``summary`` and ``performance``.
+    ``limits``: :func:`~kvmpy.probe.capabilities.limits`.
     ``capabilities``: name -> value of KVM_CHECK_EXTENSION, 0 for absent.
     ``modes``: list of ``mode``, ``ring``, ``outcome`` (native, emulated, fails), ``nanoseconds``
     for an instruction (or null), ``detail``.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import backend, cpu, topology
+from ..host import cpu, topology
+from . import verdict as backend
 
 if TYPE_CHECKING:
     from ..kvm import KVM

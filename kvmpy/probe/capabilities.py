@@ -84,7 +84,7 @@ class Capability:
     def present(self) -> bool:
         """Whether KVM has it.
 
-        >>> found = {row.name: row for row in kvmpy.host.capabilities.read(kvm)}
+        >>> found = {row.name: row for row in kvmpy.probe.capabilities.read(kvm)}
         >>> found["KVM_CAP_USER_MEMORY"].present
         True
         """
@@ -96,7 +96,7 @@ def value_text(name: str, value: int) -> str:
 
     ``name`` is without ``KVM_CAP_``.
 
-    >>> kvmpy.host.capabilities.value_text("KVM_CAP_NR_MEMSLOTS", 509)
+    >>> kvmpy.probe.capabilities.value_text("KVM_CAP_NR_MEMSLOTS", 509)
     '509'
     """
     if name in _MASKS:
@@ -107,7 +107,7 @@ def value_text(name: str, value: int) -> str:
 def read(kvm: KVM) -> Iterator[Capability]:
     """All capabilities by group, as /dev/kvm answers; a VM can answer otherwise for a few.
 
-    >>> any(row.name == "KVM_CAP_IRQCHIP" for row in kvmpy.host.capabilities.read(kvm))
+    >>> any(row.name == "KVM_CAP_IRQCHIP" for row in kvmpy.probe.capabilities.read(kvm))
     True
     """
     for group, names in GROUPS.items():
@@ -119,7 +119,7 @@ def read(kvm: KVM) -> Iterator[Capability]:
 def limits(kvm: KVM) -> dict[str, int]:
     """The numbers that bound a VM. Sizes in bytes.
 
-    >>> max(kvmpy.host.capabilities.limits(kvm).values()) > 1
+    >>> max(kvmpy.probe.capabilities.limits(kvm).values()) > 1
     True
     """
     check = kvm.check_extension

@@ -17,11 +17,11 @@ from .. import _native
 from ..errors import KvmIoctlError, KvmpyError
 from ..exits import reasons as exits
 from ..exits.explain import headline
+from ..host.cpu import identify
 from ..vcpu import VCPU
 from ..vm import VM
 from ..x86.descriptors import Gate
 from ..x86.modes import Mode
-from .cpu import identify
 
 Outcome = Literal["native", "emulated", "fails"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import KvmPermissionError, KvmpyError, KvmUnavailableError
-from . import topology
+from ..host import topology
 from .system import DEVICE, System
 
 #: "note": information; "warning": guests run, and something is less than it could be;

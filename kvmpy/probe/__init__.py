@@ -1,0 +1,1 @@
+"""What is tried by running guests: what this KVM runs natively, what it lacks."""
