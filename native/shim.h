@@ -271,7 +271,7 @@ enum shim_running {
 };
 
 /* What others may look at while the vCPU runs: in the vCPU, or in memory that another process maps
- * (kvmpy/machine/publish.py). Written by the thread that runs the vCPU alone. */
+ * (kvmpy/watch/publish.py). Written by the thread that runs the vCPU alone. */
 struct shim_counters {
 	uint64_t exits[SHIM_EXIT_REASONS];
 	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */

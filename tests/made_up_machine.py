@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvmpy import _native
-from kvmpy.machine import publish
+from kvmpy.watch import publish
 
 _ffi, _lib = _native.ffi, _native.lib
 

@@ -24,10 +24,10 @@ from ..probe.verdict import kernel_trouble, module_name
 from ..run.thread import pause_all, resume_all
 from ..stats.run import RunStats
 from ..vm import VM
+from ..watch.publish import WatchMethods
 from ..x86.modes import Mode
 from .outcome import Outcome, judge
 from .pc import Pc, stand_in_for_firmware
-from .publish import WatchMethods
 from .threads import Ending as ThreadEnding, VcpuThreads
 
 if TYPE_CHECKING:

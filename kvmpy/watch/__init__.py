@@ -6,7 +6,7 @@
             for vcpu in machine.vcpus:
                 print(machine.pid, vcpu.id, vcpu.pcpu, vcpu.guest, vcpu.exits)
 
-Nothing of it runs in the watched process: see :mod:`kvmpy.machine.publish`.
+Nothing of it runs in the watched process: see :mod:`kvmpy.watch.publish`.
 """
 
 from .find import MachineInfo, PeerError, machines

@@ -21,8 +21,8 @@ from typing import Any
 
 from .. import _native
 from ..errors import KvmpyError
-from ..machine import publish
 from ..report.table import printable
+from . import publish
 
 _ffi = _native.ffi
 

@@ -13,8 +13,7 @@ from conftest import kvm_descriptors
 
 import kvmpy
 from kvmpy.host.topology import allowed_cpus, format_cpu_list
-from kvmpy.machine import publish
-from kvmpy.watch import Watch, machines
+from kvmpy.watch import Watch, machines, publish
 
 LIMIT = 240  # seconds; generous for emulated CPUs
 INTERVAL = 0.5

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given, strategies as st
 from made_up_machine import Handout, MadeUpMachine, greeting, memory
 
-from kvmpy.machine import publish
-from kvmpy.watch import PeerError, Watch, find, machines
+from kvmpy.watch import PeerError, Watch, find, machines, publish
 
 ME = os.getpid()
 

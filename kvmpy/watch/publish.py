@@ -20,7 +20,7 @@ from ..errors import KvmpyError, UnsupportedError
 if TYPE_CHECKING:
     from ..vcpu import VCPU
     from ..vm import VM
-    from ..watch import Watch
+    from . import Watch
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -44,7 +44,7 @@ class Publication:
 
     Raises OSError without descriptors or memory to spare; KvmIoctlError.
 
-    >>> one = kvmpy.machine.publish.Publication(vm, [cpu], "an example")
+    >>> one = kvmpy.watch.publish.Publication(vm, [cpu], "an example")
     >>> [machine.name for machine in kvmpy.watch.machines() if machine.socket == one.socket]
     ['an example']
     >>> one.close()
@@ -76,7 +76,7 @@ class Publication:
     def close(self) -> None:
         """Not seen any more. The vCPUs go on counting where they do.
 
-        >>> one = kvmpy.machine.publish.Publication(vm, [cpu], "an example")
+        >>> one = kvmpy.watch.publish.Publication(vm, [cpu], "an example")
         >>> one.close()
         >>> [machine for machine in kvmpy.watch.machines() if machine.socket == one.socket]
         []
@@ -159,7 +159,7 @@ class WatchMethods:
         ...         [vcpu.id for vcpu in machine.vcpus]
         [0]
         """
-        from ..watch import Watch
+        from . import Watch
 
         self._publish()
         if self._publication is None:
