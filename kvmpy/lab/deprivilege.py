@@ -290,6 +290,6 @@ def show(result: Result) -> Iterable[Block]:
     >>> [type(block).__name__ for block in experiment.show(experiment.run())][:2]
     ['str', 'Picture']
     """
-    from .deprivilege_show import blocks
+    from .show.deprivilege import blocks
 
     return blocks(result)

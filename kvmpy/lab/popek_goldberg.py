@@ -21,8 +21,8 @@ from ..probe.verdict import verdict as find_verdict
 from ..report.blocks import Block
 from ..report.table import Table
 from ..x86.descriptors import KERNEL_CODE, KERNEL_DATA
-from . import _sensitive_figure
-from ._tries import IF, LEGACY, LONG, MODES, Guest, Outcome, Try, here
+from .show import sensitive_figure as _sensitive_figure
+from .tries import IF, LEGACY, LONG, MODES, Guest, Outcome, Try, here
 
 #: Where a guest's kernel believes to be, where a monitor would put it, and where its programs are.
 CPLS: Final = (0, 1, 3)

@@ -15,8 +15,8 @@ from ..probe.verdict import verdict as find_verdict
 from ..report.blocks import Block
 from ..report.table import HEADING, Table
 from ..x86.descriptors import KERNEL_CODE
-from . import _rings_figure
-from ._tries import IF, LEGACY, LONG, MODES, PORT, RINGS, Guest, Outcome, Try, here
+from .show import rings_figure as _rings_figure
+from .tries import IF, LEGACY, LONG, MODES, PORT, RINGS, Guest, Outcome, Try, here
 
 _TSD: Final = 1 << 2  # CR4: RDTSC is for ring 0
 _MSW: Final = 0x33  # low half of CR0 as it is: NE ET MP PE

@@ -309,6 +309,6 @@ def show(result: Result) -> Iterable[Block]:
     >>> len(list(timeline.show(timeline.run()))) > 4
     True
     """
-    from . import timeline_shown
+    from .show import timeline as timeline_shown
 
     return timeline_shown.blocks(result)

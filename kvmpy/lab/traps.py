@@ -171,7 +171,7 @@ def show(result: Result) -> Iterable[Block]:
     >>> list(traps.show(result))[1]
     'No call of these comes to ring 0 here, so there is nothing to read out.'
     """
-    from . import traps_shown
+    from .show import traps as traps_shown
 
     return traps_shown.blocks(result)
 

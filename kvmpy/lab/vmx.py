@@ -252,6 +252,6 @@ def show(result: Result) -> Iterable[Block]:
     >>> [type(block).__name__ for block in experiment.show(experiment.run())][0]
     'str'
     """
-    from .vmx_show import blocks
+    from .show.vmx import blocks
 
     return blocks(result)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kvmpy.host.cpu import identify
-from kvmpy.lab import _tries, popek_goldberg
+from kvmpy.lab import popek_goldberg, tries as _tries
 
 LONG, LEGACY = _tries.LONG, _tries.LEGACY
 #: SDM vol. 2, the instructions' pages: for every CPL unless CR4.UMIP says otherwise.

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kvmpy.lab import _tries, rings
+from kvmpy.lab import rings, tries as _tries
 
 LONG, LEGACY = _tries.LONG, _tries.LEGACY
 #: SDM vol. 3, "Privileged Instructions": #GP(0) unless the CPL is 0.

@@ -10,7 +10,7 @@ from kvmpy import lab
 from kvmpy.bench.cells import MODES
 from kvmpy.host import topology
 from kvmpy.lab import traps
-from kvmpy.lab.traps_shown import BY_MANUAL
+from kvmpy.lab.show.traps import BY_MANUAL
 from kvmpy.probe import verdict as backend
 from kvmpy.report import terminal
 from kvmpy.report.table import Table

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from kvmpy.guests import image
-from kvmpy.lab import deprivilege as lab, deprivilege_show
+from kvmpy.lab import deprivilege as lab
 from kvmpy.lab.deprivilege_store import Store
+from kvmpy.lab.show import deprivilege as deprivilege_show
 from kvmpy.report.blocks import Picture
 from kvmpy.report.table import Table
 

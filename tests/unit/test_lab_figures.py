@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmpy.lab import _rings_figure, _sensitive_figure
+from kvmpy.lab.show import rings_figure as _rings_figure, sensitive_figure as _sensitive_figure
 from kvmpy.report.blocks import Picture
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

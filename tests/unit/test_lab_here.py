@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmpy import _native
-from kvmpy.lab import _tries
+from kvmpy.lab import tries as _tries
 
 lib, ffi = _native.lib, _native.ffi
 PAGE_FAULT, GENERAL_PROTECTION, INVALID_OPCODE, DIVIDE = 14, 13, 6, 0

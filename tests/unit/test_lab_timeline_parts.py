@@ -5,7 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmpy.lab import timeline, timeline_shown
+from kvmpy.lab import timeline
+from kvmpy.lab.show import timeline as timeline_shown
 from kvmpy.report.blocks import Picture
 
 STEPS = len(timeline.STEPS)

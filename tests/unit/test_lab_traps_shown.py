@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kvmpy.lab import traps_shown
+from kvmpy.lab.show import traps as traps_shown
 from kvmpy.lab.traps import NOT_CANONICAL, USER_FLAGS, Result, State, Sysret, Trip
 from kvmpy.report.table import Table
 

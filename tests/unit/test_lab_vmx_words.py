@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from kvmpy.guests import image
-from kvmpy.lab import vmx, vmx_codes, vmx_offer, vmx_show
+from kvmpy.lab import vmx, vmx_codes, vmx_offer
+from kvmpy.lab.show import vmx as vmx_show
 from kvmpy.report.blocks import Picture
 from kvmpy.report.table import Table
 

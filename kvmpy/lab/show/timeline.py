@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ..report import svg
-from ..report.blocks import Block, Picture
-from ..report.table import Table, number
-from .timeline import HOST, KERNEL, KVM, PROGRAM, ROOMS, STEPS, Result
+from ...report import svg
+from ...report.blocks import Block, Picture
+from ...report.table import Table, number
+from ..timeline import HOST, KERNEL, KVM, PROGRAM, ROOMS, STEPS, Result
 
 _WHO: Final = {
     HOST: "this process",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from ..report import svg
-from ..report.blocks import Block, Picture
-from ..report.table import DASH, Table, number
-from .deprivilege import OPERATIONS, WAYS
+from ...report import svg
+from ...report.blocks import Block, Picture
+from ...report.table import DASH, Table, number
+from ..deprivilege import OPERATIONS, WAYS
 
 if TYPE_CHECKING:
-    from .deprivilege import Cost, Result, Sight, Way
-    from .deprivilege_store import Store
+    from ..deprivilege import Cost, Result, Sight, Way
+    from ..deprivilege_store import Store
 
 _NAMES: Final[dict[Way, str]] = {"ring1": "ring 1", "patched": "patched", "ring0": "ring 0"}
 _KINDS: Final[dict[Way, str]] = {"ring1": "lane1", "patched": "lane5", "ring0": "lane0"}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from ..bench.cells import MODE_NAMES, MODES
-from ..report.blocks import Block
-from ..report.table import DASH, Table
-from .traps import NAMES, NOT_CANONICAL, PATHS, STAND_IN, Result, State, Sysret, Trip
+from ...bench.cells import MODE_NAMES, MODES
+from ...report.blocks import Block
+from ...report.table import DASH, Table
+from ..traps import NAMES, NOT_CANONICAL, PATHS, STAND_IN, Result, State, Sysret, Trip
 
 #: What each vendor's manuals say runs: SDM vol. 2 and APM vol. 3, the instructions' pages.
 BY_MANUAL: Final = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from ..report import svg
-from ..report.blocks import Block, Picture
-from ..report.table import DASH, HEADING, Table, number
-from .vmx_codes import PARTS
+from ...report import svg
+from ...report.blocks import Block, Picture
+from ...report.table import DASH, HEADING, Table, number
+from ..vmx_codes import PARTS
 
 if TYPE_CHECKING:
-    from .vmx import Result
+    from ..vmx import Result
 
 _WORDS: Final = {
     "VT-x": (

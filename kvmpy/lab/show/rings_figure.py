@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..report import svg
-from ..report.blocks import Picture
+from ...report import svg
+from ...report.blocks import Picture
 
 _IDLE: Final = ("the guest's to use", "hardly any does")
 #: Of rings 3, 2, 1, 0: who lives there in root mode, in non-root mode; a second line for each.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ..report import svg
-from ..report.blocks import Picture
+from ...report import svg
+from ...report.blocks import Picture
 
 #: verdict -> colour, letter in the text, words.
 _KINDS: Final = {

@@ -1,0 +1,1 @@
+"""What the experiments say: their words, tables and figures."""
