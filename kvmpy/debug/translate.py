@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native, ioctls
 from ..errors import GuestMemoryError
-from ..records import Record
+from ..record import Record
 from ..values import dataclass
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from ..records import flags_text
+from ..record import flags_text
 from .base import Exit as Exit, exit_value
 from .calls import (
     Hypercall as Hypercall,

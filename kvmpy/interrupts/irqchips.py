@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
 from .. import _native
-from ..records import Record, value_text
+from ..record import Record, value_text
 from ..values import dataclass, names, replace
 
 _lib = _native.lib

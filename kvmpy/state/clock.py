@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..records import Record, flags_text
+from ..record import Record, flags_text
 from ..values import dataclass
 
 

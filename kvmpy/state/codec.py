@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from .. import _native
 from ..cpuid.cpuid import Cpuid, Leaf
-from ..records import Record
+from ..record import Record
 from ..x86.state import StubTable
 from .host import HostIdentity
 from .interrupts import Lapic, VcpuEvents

@@ -6,7 +6,7 @@ import enum
 from typing import ClassVar, Final
 
 from .. import _native
-from ..records import Record, flags_text
+from ..record import Record, flags_text
 from ..values import dataclass, replace
 
 _lib = _native.lib

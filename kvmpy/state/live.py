@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import _native, ioctls
 from ..errors import ClosedError, KvmIoctlError
-from ..records import flags_text
+from ..record import flags_text
 
 _lib, _ffi = _native.lib, _native.ffi
 

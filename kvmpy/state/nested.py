@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .. import _native
-from ..records import flags_text
+from ..record import flags_text
 from ..values import dataclass
 
 _ffi = _native.ffi

@@ -9,7 +9,7 @@ from .. import _native, ioctls
 from ..cpuid.cpuid import Cpuid
 
 if TYPE_CHECKING:
-    from ..records import Record
+    from ..record import Record
     from ..vcpu import VCPU
     from ..vm import VM
     from .differences import Differences

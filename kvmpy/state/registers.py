@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Final
 
 from .. import _native
-from ..records import Record, flags_text
+from ..record import Record, flags_text
 from ..values import dataclass, names, replace
 from .live import general_text, segment_kind, special_text
 from .xsave import Xsave

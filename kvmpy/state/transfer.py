@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import _native, ioctls
 from ..cpuid.cpuid import Cpuid
 from ..errors import KvmpyError, StateMismatchError
-from ..records import Record
+from ..record import Record
 from ..values import replace
 from . import msr_list
 from .differences import Difference, Differences

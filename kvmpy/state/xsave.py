@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import _native, ioctls
 from ..errors import UnsupportedError
-from ..records import flags_text
+from ..record import flags_text
 from ..values import dataclass
 
 if TYPE_CHECKING:

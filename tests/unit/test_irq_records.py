@@ -8,7 +8,7 @@ from kvmpy import _native
 from kvmpy.interrupts import eventfds as vm_events, irqchips, routing
 from kvmpy.memory import encryption
 from kvmpy.paravirt import xen, xen_methods
-from kvmpy.records import differences
+from kvmpy.record import differences
 
 ffi, lib = _native.ffi, _native.lib
 U8, U16, U32, U64 = (st.integers(0, (1 << bits) - 1) for bits in (8, 16, 32, 64))

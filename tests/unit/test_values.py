@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from kvmpy import records, values
+from kvmpy import record as records, values
 
 BOTH = pytest.mark.parametrize("dataclass", [dataclasses.dataclass, values.dataclass])
 SLOTS = pytest.mark.parametrize("slots", [False, True])

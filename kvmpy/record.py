@@ -90,7 +90,7 @@ class Record:
 def value_text(value: object) -> str:
     """A field's value for a reader: numbers from 10 on in hex, long bytes shortened.
 
-    >>> kvmpy.records.value_text(255), kvmpy.records.value_text(7)
+    >>> kvmpy.record.value_text(255), kvmpy.record.value_text(7)
     ('0xff', '7')
     """
     match value:
@@ -111,7 +111,7 @@ def value_text(value: object) -> str:
 def flags_text(value: int, names: Mapping[int, str]) -> str:
     """``0x5[PE ET]``: a number and its bits by name.
 
-    >>> kvmpy.records.flags_text(5, {0: "PE", 2: "EM"})
+    >>> kvmpy.record.flags_text(5, {0: "PE", 2: "EM"})
     '0x5[PE EM]'
     """
     found = [name for bit, name in names.items() if value >> bit & 1]
@@ -204,7 +204,7 @@ def _unplain(data: Any, shape: Any) -> Any:
 def differences(a: object, b: object, path: str = "") -> Iterator[tuple[str, object, object]]:
     """``(where, in a, in b)`` for every field in which two records of a kind differ.
 
-    >>> list(kvmpy.records.differences(kvmpy.state.Xcrs(), kvmpy.state.Xcrs(flags=1)))
+    >>> list(kvmpy.record.differences(kvmpy.state.Xcrs(), kvmpy.state.Xcrs(flags=1)))
     [('flags', 0, 1)]
     """
     if isinstance(a, Record) and type(a) is type(b):
