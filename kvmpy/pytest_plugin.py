@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from . import KVM, VM, Machine
+    from .kvm import KVM
+    from .machine.machine import Machine
+    from .vm import VM
 
 #: Seconds that a report waits for a running vCPU to stop, so that its registers can be read.
 _PATIENCE = 2.0
@@ -46,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def kvm() -> Iterator[KVM]:
     """/dev/kvm, open, and known to make VMs. Closed after the test."""
-    from . import KVM, KvmUnavailableError
+    from .errors import KvmUnavailableError
+    from .kvm import KVM
 
     with contextlib.ExitStack() as opened:
         try:
@@ -64,7 +67,7 @@ def kvm() -> Iterator[KVM]:
 def vm(request: pytest.FixtureRequest, kvm: KVM) -> Iterator[VM]:
     """A VM with 16 MiB of memory and no devices, or as the marker ``kvmpy`` says. Closed after the
     test, with its vCPUs."""
-    from . import VM
+    from .vm import VM
 
     options: dict[str, Any] = {"memory": "16M"}
     for mark in reversed(list(request.node.iter_markers("kvmpy"))):  # the nearest last
@@ -78,7 +81,7 @@ def vm(request: pytest.FixtureRequest, kvm: KVM) -> Iterator[VM]:
 def machine(request: pytest.FixtureRequest, kvm: KVM) -> Iterator[Callable[..., Machine]]:
     """``machine(kernel, **options)`` makes a :class:`kvmpy.Machine`, not started. All are stopped
     and closed after the test, in bounded time."""
-    from . import Machine
+    from .machine.machine import Machine
 
     with contextlib.ExitStack() as made:
 
@@ -113,8 +116,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _sections(guest: Any) -> Iterator[tuple[str, str]]:
-    from . import VM
     from .errors import KvmpyError
+    from .vm import VM
 
     is_vm = isinstance(guest, VM)
     vm: VM = guest if is_vm else guest.vm

@@ -5,19 +5,28 @@ From there: `figures` are its rows with their statistics, `tables`, `html`, `svg
 them, `compare` sets two reports against each other.
 """
 
-from __future__ import annotations
+from ..lazy import attach
 
-import importlib
-import pkgutil
-from typing import Any
-
-
-def __getattr__(name: str) -> Any:
-    """The modules, imported when they are asked for."""
-    if name in __dir__():
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(found.name for found in pkgutil.iter_modules(__path__))
+_TABLE = """
+cells
+compare
+counters
+disclosure
+exits
+failures
+figures
+hostcall
+html
+judgement
+lab
+proof
+pyperf
+record
+references
+shift
+stats
+svg
+syscall
+tables
+"""
+__getattr__, __dir__, __all__ = attach(__name__, _TABLE)

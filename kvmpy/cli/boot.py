@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from ..boot import FORMATS
 from ..boot.files import content
 from ..errors import ImageError, KvmpyError
-from ..machine import Machine, Outcome
+from ..machine.machine import Machine
+from ..machine.outcome import Outcome
 from ..memory.guest import parse_size
 from ..x86.modes import Mode
 from . import USAGE
 
 if TYPE_CHECKING:
-    from ..devices.virtio import VirtioDevice
+    from ..devices.virtio.device import VirtioDevice
 
 #: What Linux prints when it hands over to user space, unless told to be quiet.
 INIT = rb"Run \S+ as init process"
@@ -86,7 +87,7 @@ def _pattern(text: str) -> re.Pattern[bytes]:
 
 
 def _net(text: str) -> Any:
-    from ..devices.virtio import parse_net
+    from ..devices.virtio.net import parse_net
 
     try:
         return parse_net(text)
@@ -170,7 +171,7 @@ def _devices(args: argparse.Namespace) -> list[VirtioDevice]:
     virtio_console = args.console == "virtio"
     if not (args.disk or args.net or args.rng or virtio_console):
         return []
-    from ..devices import virtio  # each kind is imported at its first use
+    from ..devices import virtio
 
     made: list[VirtioDevice] = []
     try:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ..machine.resident import measure
 
 if TYPE_CHECKING:
-    from ..machine import Machine, Outcome
+    from ..machine.machine import Machine
+    from ..machine.outcome import Outcome
 
 
 def stats_text(machine: Machine, outcome: Outcome) -> str:

@@ -23,7 +23,9 @@ from . import FAILURE, OK
 from .top_view import View
 
 if TYPE_CHECKING:
-    from ..watch import MachineInfo, Sample, Watch
+    from ..watch.find import MachineInfo
+    from ..watch.samples import Sample
+    from ..watch.watch import Watch
 
 _SHORTEST = 0.1  # seconds: the kernel counts time in guests in ticks of 10 ms
 
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch until the count is reached, nothing is left to watch, or the user has seen enough."""
-    from ..watch import Watch
+    from ..watch.watch import Watch
 
     _allow_many_descriptors()
     try:

@@ -20,7 +20,9 @@ from rich.text import Text
 from .top_view import Line, View
 
 if TYPE_CHECKING:
-    from ..watch import MachineInfo, Sample, Watch
+    from ..watch.find import MachineInfo
+    from ..watch.samples import Sample
+    from ..watch.watch import Watch
 
 _QUIT = frozenset("qQ\x03\x04")
 #: What a key sends, and how far it scrolls: lines, or what they are.

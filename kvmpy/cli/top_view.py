@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..watch import MachineInfo, MachineSample, Sample, VcpuSample
+    from ..watch.find import MachineInfo
+    from ..watch.samples import MachineSample, Sample, VcpuSample
 
 #: A piece of a line, and rich's name for its style.
 Piece = tuple[str, str]

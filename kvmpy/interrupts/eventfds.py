@@ -13,7 +13,7 @@ from ..ioctls import capabilities
 from ..run.bus import ClaimError
 
 if TYPE_CHECKING:
-    from ..devices import Ioapic
+    from ..devices.ioapic import Ioapic
     from ..run.bus import Bus
 
 _lib, _ffi = _native.lib, _native.ffi

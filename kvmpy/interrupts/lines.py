@@ -14,7 +14,7 @@ from ..errors import KvmIoctlError, UnsupportedError
 from ..ioctls import capabilities
 
 if TYPE_CHECKING:
-    from ..devices import Ioapic
+    from ..devices.ioapic import Ioapic
     from .irqchips import IoapicState, PicState, PitState
     from .routing import MsiMessage, Route
 

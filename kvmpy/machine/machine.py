@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..console.script import Receiver, ScriptConsole
     from ..cpuid.cpuid import Cpuid
     from ..cpuid.edit import MaskedFeature
-    from ..devices.virtio import VirtioDevice
+    from ..devices.virtio.device import VirtioDevice
     from ..host.topology import Pin
     from ..memory.guest import Backing
     from ..vcpu import VCPU

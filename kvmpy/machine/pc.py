@@ -14,22 +14,15 @@ from typing import TYPE_CHECKING
 
 from ..boot.acpi import VirtioMmio, build_acpi
 from ..boot.mptable import build_mp_table
-from ..devices import (
-    I8042,
-    DebugConsole,
-    DebugExit,
-    PostPort,
-    PowerManagement,
-    PvPanic,
-    ResetControl,
-    Rtc,
-    Uart,
-)
+from ..devices.platform import I8042, PowerManagement, PvPanic, ResetControl
+from ..devices.ports import DebugConsole, DebugExit, PostPort
+from ..devices.rtc import Rtc
+from ..devices.uart import Uart
 from ..x86 import layout
 from ..x86.modes import write_real_mode_stubs
 
 if TYPE_CHECKING:
-    from ..devices.virtio import VirtioDevice
+    from ..devices.virtio.device import VirtioDevice
     from ..memory.guest import GuestMemory
     from ..vm import VM
 
@@ -82,7 +75,7 @@ class Pc:
         self.power.connect_line(fd, layout.SCI_IRQ)
 
     def _connect_ioapic(self) -> None:
-        from ..devices import Ioapic
+        from ..devices.ioapic import Ioapic
 
         ioapic = Ioapic()
         ioapic.connect(self.vm)

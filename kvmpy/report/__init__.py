@@ -1,6 +1,13 @@
 """What the experiments show is made of: tables, pictures and sentences, for a terminal, a pipe or
 a page that needs nothing else."""
 
-from . import blocks, page, svg, table, terminal
+from ..lazy import attach
 
-__all__ = ["blocks", "page", "svg", "table", "terminal"]
+_TABLE = """
+blocks
+page
+svg
+table
+terminal
+"""
+__getattr__, __dir__, __all__ = attach(__name__, _TABLE)

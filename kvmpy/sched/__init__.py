@@ -1,5 +1,10 @@
 """Two-level scheduling, seen: vCPUs take turns on a pCPU, guest threads take turns on a vCPU."""
 
-from . import gantt as gantt
-from .engine import GuestError as GuestError, run as run, switch_costs as switch_costs
-from .result import Result as Result
+from ..lazy import attach
+
+_TABLE = """
+engine: GuestError run switch_costs
+gantt
+result: Result
+"""
+__getattr__, __dir__, __all__ = attach(__name__, _TABLE)

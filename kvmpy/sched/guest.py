@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ..devices import DebugConsole
+from ..devices.ports import DebugConsole
 from ..errors import KvmIoctlError, UnsupportedError
 from ..guests import image
 from ..vcpu import VCPU

@@ -9,10 +9,11 @@
 Nothing of it runs in the watched process: see :mod:`kvmpy.watch.publish`.
 """
 
-from .find import MachineInfo, PeerError, machines
-from .samples import MachineSample, Sample, VcpuSample
-from .watch import Watch
+from ..lazy import attach
 
-__all__ = [
-    "MachineInfo", "MachineSample", "PeerError", "Sample", "VcpuSample", "Watch", "machines",
-]  # fmt: skip
+_TABLE = """
+find: MachineInfo PeerError machines
+samples: MachineSample Sample VcpuSample
+watch: Watch
+"""
+__getattr__, __dir__, __all__ = attach(__name__, _TABLE)

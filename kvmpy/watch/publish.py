@@ -20,7 +20,7 @@ from ..errors import KvmpyError, UnsupportedError
 if TYPE_CHECKING:
     from ..vcpu import VCPU
     from ..vm import VM
-    from . import Watch
+    from .watch import Watch
 
 _lib, _ffi = _native.lib, _native.ffi
 
@@ -159,7 +159,7 @@ class WatchMethods:
         ...         [vcpu.id for vcpu in machine.vcpus]
         [0]
         """
-        from . import Watch
+        from .watch import Watch
 
         self._publish()
         if self._publication is None:

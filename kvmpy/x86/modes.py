@@ -36,6 +36,12 @@ class Mode(enum.Enum):
         return 16 if self is Mode.REAL_16 else 64 if self is Mode.LONG_64 else 32
 
 
+#: The modes as people say them.
+REAL_MODE: Final = Mode.REAL_16
+PROTECTED_MODE: Final = Mode.PROTECTED_32
+PAGED_MODE: Final = Mode.PAGED_32
+LONG_MODE: Final = Mode.LONG_64
+
 Handlers = Mapping[int, int | d.Gate]
 
 _CR0_PROTECTED: Final = st.CR0_PE | st.CR0_MP | st.CR0_ET | st.CR0_NE

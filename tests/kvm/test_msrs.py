@@ -3,7 +3,7 @@
 import pytest
 
 import kvmpy
-from kvmpy.msrs import msrs, names as msr_names
+from kvmpy.msrs import msrs, table as msr_names
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from kvmpy.msrs import meanings as msr_values, msrs, names as msr_names
+from kvmpy.msrs import meanings as msr_values, msrs, table as msr_names
 
 ROWS = list(msr_names._rows())
 
