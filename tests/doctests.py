@@ -28,12 +28,12 @@ _LEFT_OUT = (
     *("kvmpy.cpuid.diff", "kvmpy.cpuid.edit", "kvmpy.cpuid.topology", "kvmpy.memory.slots"),
     "kvmpy.host.cgroup",
     *("kvmpy.probe.doctor", "kvmpy.probe.info", "kvmpy.probe.modes", "kvmpy.probe.system"),
-    *("kvmpy.lab._", "kvmpy.console.terminal", "kvmpy.machine.pc"),
+    *("kvmpy.lab.tries", "kvmpy.lab.show.rings_figure", "kvmpy.lab.show.sensitive_figure", "kvmpy.console.terminal", "kvmpy.machine.pc"),
     *("kvmpy.state.codec", "kvmpy.state.host", "kvmpy.state.msr_list"),
     *("kvmpy.state.reset", "kvmpy.state.transfer"),
 )
 _INSIDES = (
-    *("kvmpy.binary_stats.Schema", "kvmpy.probe.verdict.judge"),
+    *("kvmpy.stats.kvm.Schema", "kvmpy.probe.verdict.judge"),
     *("kvmpy.watch.find.Peer", "kvmpy.watch.find.listed"),
 )
 #: Of cffi's structures, which do not leave the package.

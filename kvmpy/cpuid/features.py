@@ -236,8 +236,8 @@ def _copies(name: str, function: int, register: str, bit: int) -> list[tuple[int
 def table() -> dict[str, Feature]:
     """All features by name, in the order of the leaves.
 
-    >>> from kvmpy import cpuid_features
-    >>> cpuid_features.table()["x2apic"].bit
+    >>> from kvmpy.cpuid import features
+    >>> features.table()["x2apic"].bit
     21
     """
     features = {}

@@ -309,6 +309,6 @@ def show(result: Result) -> Iterable[Block]:
     >>> len(list(timeline.show(timeline.run()))) > 4
     True
     """
-    from .show import timeline as timeline_shown
+    from .show import timeline as show_timeline
 
-    return timeline_shown.blocks(result)
+    return show_timeline.blocks(result)

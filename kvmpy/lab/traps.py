@@ -171,9 +171,9 @@ def show(result: Result) -> Iterable[Block]:
     >>> list(traps.show(result))[1]
     'No call of these comes to ring 0 here, so there is nothing to read out.'
     """
-    from .show import traps as traps_shown
+    from .show import traps as show_traps
 
-    return traps_shown.blocks(result)
+    return show_traps.blocks(result)
 
 
 def _has_paging(pin: int | None) -> bool:

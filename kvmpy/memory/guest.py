@@ -39,7 +39,7 @@ def parse_size(size: int | str) -> int:
 
     Raises ValueError for anything else, for zero, and for sizes that are no multiple of 4 KiB.
 
-    >>> kvmpy.memory.parse_size("16M")
+    >>> kvmpy.memory.guest.parse_size("16M")
     16777216
     """
     if isinstance(size, str):

@@ -36,7 +36,7 @@ class RunStats:
     ) -> RunStats:
         """From the shim's arrays, indexed by exit reason.
 
-        >>> kvmpy.stats.RunStats.of([0, 0, 3], [0, 0, 0], None)["IO"]
+        >>> kvmpy.stats.run.RunStats.of([0, 0, 3], [0, 0, 0], None)["IO"]
         3
         """
         rows = [

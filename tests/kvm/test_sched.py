@@ -184,7 +184,7 @@ def test_the_run_queue_can_be_read():
         kernel = machine.kernels[0]
         kernel.start_threads(3, "spin", 1_000_000, 1_000_000, 0)
         assert kernel.queue() == (0, 1, 2)
-        assert kernel.cpu.run(timeout=0.1) == kvmpy.exits.Timeout()
+        assert kernel.cpu.run(timeout=0.1) == kvmpy.Timeout()
         assert len(kernel.queue()) == 2
         assert len(set(kernel.queue())) == 2
 

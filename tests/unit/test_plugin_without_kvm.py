@@ -28,7 +28,7 @@ def test_it_is_there_by_itself_and_imports_nothing(pytester):
         def test_modules(pytestconfig):
             assert pytestconfig.pluginmanager.hasplugin("kvmpy")
             loaded = {name for name in sys.modules if name.split(".")[0] == "kvmpy"}
-            assert loaded == {"kvmpy", "kvmpy.pytest_plugin"}
+            assert loaded == {"kvmpy", "kvmpy.lazy", "kvmpy.pytest_plugin"}
     """)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 

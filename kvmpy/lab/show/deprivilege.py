@@ -21,8 +21,8 @@ _KINDS: Final[dict[Way, str]] = {"ring1": "lane1", "patched": "lane5", "ring0": 
 def blocks(result: Result) -> Iterator[Block]:
     """The blocks of `kvmpy.lab.deprivilege.show`.
 
-    >>> from kvmpy.lab import deprivilege_show
-    >>> len(list(deprivilege_show.blocks(kvmpy.lab.experiment("deprivilege").run()))) > 3
+    >>> from kvmpy.lab.show import deprivilege
+    >>> len(list(deprivilege.blocks(kvmpy.lab.experiment("deprivilege").run()))) > 3
     True
     """
     yield (

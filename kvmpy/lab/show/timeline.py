@@ -45,8 +45,8 @@ def _whole(ns: float) -> str:
 def blocks(result: Result) -> Iterator[Block]:
     """The figure, the table, and what they say.
 
-    >>> from kvmpy.lab import timeline, timeline_shown
-    >>> isinstance(next(timeline_shown.blocks(timeline.run())), str)
+    >>> from kvmpy.lab import show, timeline
+    >>> isinstance(next(show.timeline.blocks(timeline.run())), str)
     True
     """
     yield (

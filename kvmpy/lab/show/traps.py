@@ -50,10 +50,10 @@ _RETURNS: Final = {
 def blocks(result: Result) -> Iterator[Block]:
     """Tables and what they say.
 
-    >>> from kvmpy.lab import traps, traps_shown
+    >>> from kvmpy.lab import show, traps
     >>> hole = traps.Sysret(0, 0, 0, False, failure="not tried")
     >>> result = traps.Result("kvm_intel", "", None, "", "", False, True, (), hole)
-    >>> list(traps_shown.blocks(result))[3].partition(").")[2].strip()
+    >>> list(show.traps.blocks(result))[3].partition(").")[2].strip()
     'Here it ends otherwise: not tried.'
     """
     yield (

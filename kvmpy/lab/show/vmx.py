@@ -30,8 +30,8 @@ _ON: Final = {True: "on", False: "off", None: DASH}
 def blocks(result: Result) -> Iterator[Block]:
     """The blocks of `kvmpy.lab.vmx.show`.
 
-    >>> from kvmpy.lab import vmx_show
-    >>> bool(list(vmx_show.blocks(kvmpy.lab.experiment("vmx").run())))
+    >>> from kvmpy.lab.show import vmx
+    >>> bool(list(vmx.blocks(kvmpy.lab.experiment("vmx").run())))
     True
     """
     yield (
