@@ -128,7 +128,6 @@ from .exits.reasons import (
 )
 from .interrupts import (
     irqchips as irqchips,
-    lines as vm_irq,
     routing as routing,
 )
 from .interrupts.irqchips import (
@@ -193,9 +192,6 @@ from .state.differences import (
 )
 from .state.vcpu import (
     VcpuState as VcpuState,
-)
-from .stats import (
-    kvm as binary_stats,
 )
 from .stats.kvm import (
     StatsFormatError as StatsFormatError,

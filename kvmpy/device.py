@@ -12,26 +12,26 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import _native, ioctls
+from . import ioctls
 from .errors import ClosedError, KvmIoctlError, UnsupportedError
+from .shim import address_of, ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_lib, _ffi = _native.lib, _native.ffi
 
 #: KVM_DEV_TYPE_* by name; all but vfio belong to other architectures.
 DEVICE_TYPES: dict[str, int] = {
-    "fsl_mpic_20": _lib.KVM_DEV_TYPE_FSL_MPIC_20,
-    "fsl_mpic_42": _lib.KVM_DEV_TYPE_FSL_MPIC_42,
-    "xics": _lib.KVM_DEV_TYPE_XICS,
-    "vfio": _lib.KVM_DEV_TYPE_VFIO,
-    "arm_vgic_v2": _lib.KVM_DEV_TYPE_ARM_VGIC_V2,
-    "flic": _lib.KVM_DEV_TYPE_FLIC,
-    "arm_vgic_v3": _lib.KVM_DEV_TYPE_ARM_VGIC_V3,
-    "arm_vgic_its": _lib.KVM_DEV_TYPE_ARM_VGIC_ITS,
-    "xive": _lib.KVM_DEV_TYPE_XIVE,
-    "arm_pv_time": _lib.KVM_DEV_TYPE_ARM_PV_TIME,
+    "fsl_mpic_20": lib.KVM_DEV_TYPE_FSL_MPIC_20,
+    "fsl_mpic_42": lib.KVM_DEV_TYPE_FSL_MPIC_42,
+    "xics": lib.KVM_DEV_TYPE_XICS,
+    "vfio": lib.KVM_DEV_TYPE_VFIO,
+    "arm_vgic_v2": lib.KVM_DEV_TYPE_ARM_VGIC_V2,
+    "flic": lib.KVM_DEV_TYPE_FLIC,
+    "arm_vgic_v3": lib.KVM_DEV_TYPE_ARM_VGIC_V3,
+    "arm_vgic_its": lib.KVM_DEV_TYPE_ARM_VGIC_ITS,
+    "xive": lib.KVM_DEV_TYPE_XIVE,
+    "arm_pv_time": lib.KVM_DEV_TYPE_ARM_PV_TIME,
 }
 #: What a descriptor of which kind without attributes answers.
 _NO_SUCH = (errno.ENXIO, errno.ENOTTY, errno.EPERM)
@@ -47,10 +47,10 @@ class Attributes:
         self._capability = capability
 
     def _call(self, ioctl: ioctls.Ioctl, group: int, attr: int, value: object) -> int:
-        request = _ffi.new("struct kvm_device_attr *")
+        request = ffi.new("struct kvm_device_attr *")
         request.group, request.attr = group, attr
         if value is not None:
-            request.addr = int(_ffi.cast("uintptr_t", _ffi.from_buffer(value)))
+            request.addr = address_of(value)
         return ioctl.raw(self._fileno(), request)
 
     def _check(self, result: int, ioctl: ioctls.Ioctl, group: int, attr: int) -> None:
@@ -202,7 +202,7 @@ class DeviceMethods:
         ...     vm.create_device("vfio").close()
         """
         number = _device_type(type)
-        request = _ffi.new("struct kvm_create_device *", {"type": number})
+        request = ffi.new("struct kvm_create_device *", {"type": number})
         result = ioctls.KVM_CREATE_DEVICE.raw(self.fileno(), request)
         if result == -errno.ENODEV:
             raise UnsupportedError(f"this KVM has no device of type {type}", "KVM_CAP_DEVICE_CTRL")
@@ -217,8 +217,8 @@ class DeviceMethods:
         >>> vm.has_device(9999)
         False
         """
-        request = _ffi.new("struct kvm_create_device *", {"type": _device_type(type)})
-        request.flags = _lib.KVM_CREATE_DEVICE_TEST
+        request = ffi.new("struct kvm_create_device *", {"type": _device_type(type)})
+        request.flags = lib.KVM_CREATE_DEVICE_TEST
         result = ioctls.KVM_CREATE_DEVICE.raw(self.fileno(), request)
         if result < 0 and result != -errno.ENODEV:
             raise ioctls.KVM_CREATE_DEVICE.error(self.fileno(), -result, f"type {type}, test")

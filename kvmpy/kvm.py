@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from . import _native, ioctls
+from . import ioctls
 from .cpuid.cpuid import Cpuid
 from .errors import (
     ClosedError,
@@ -23,9 +23,8 @@ from .ioctls import capabilities
 from .kvm_extras import ExtraMethods
 from .memory.guest_memfd import VmType, decode_vm_types
 from .msrs.msrs import FeatureMsrs
+from .shim import ffi
 from .values import replace
-
-_ffi = _native.ffi
 
 API_VERSION = 12
 
@@ -191,7 +190,7 @@ class KVM(ExtraMethods):
         """E2BIG means: a larger table."""
         entries = 128
         while True:
-            table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
+            table = ffi.new("struct kvm_cpuid2 *", {"entries": entries})
             table.nent = entries
             result = ioctl.raw(self.fileno(), table)
             if result == 0:
@@ -208,7 +207,7 @@ class KVM(ExtraMethods):
         >>> kvm.mce_capabilities & 0xFF
         0
         """
-        value = _ffi.new("uint64_t *")
+        value = ffi.new("uint64_t *")
         ioctls.KVM_X86_GET_MCE_CAP_SUPPORTED(self.fileno(), value)
         result: int = value[0]
         return result
@@ -242,14 +241,14 @@ class KVM(ExtraMethods):
         return FeatureMsrs(self)
 
     def _index_list(self, name: str) -> tuple[int, ...]:
-        table: Any = _ffi.new("struct kvm_msr_list *", {"indices": 0})
+        table: Any = ffi.new("struct kvm_msr_list *", {"indices": 0})
         first = ioctls.ALL[name].raw(self.fileno(), table)  # E2BIG, and nmsrs says how many
         if first == 0:
             return ()
         if first != -errno.E2BIG:
             raise KvmIoctlError(name, -first)
         count = table.nmsrs
-        table = _ffi.new("struct kvm_msr_list *", {"indices": count})
+        table = ffi.new("struct kvm_msr_list *", {"indices": count})
         table.nmsrs = count
         ioctls.ALL[name](self.fileno(), table, f"{count} entries")
         return tuple(table.indices)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import _native
 from .device import Attributes
 from .ioctls import capabilities
 from .paravirt import hyperv
+from .shim import lib
 
 if TYPE_CHECKING:
     from .cpuid.cpuid import Cpuid
-
-_lib = _native.lib
 
 
 class ExtraMethods:
@@ -40,7 +38,7 @@ class ExtraMethods:
         >>> kvm.supported_xcr0 & 1
         1
         """
-        return self.attributes.get(0, _lib.KVM_X86_XCOMP_GUEST_SUPP)
+        return self.attributes.get(0, lib.KVM_X86_XCOMP_GUEST_SUPP)
 
     def supported_hyperv_cpuid(self) -> Cpuid:
         """KVM_GET_SUPPORTED_HV_CPUID: the Hyper-V leaves that KVM can give a guest. KVM API, 4.118.

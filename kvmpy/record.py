@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
 
-from . import _native
 from .ioctls.ioctl import Ioctl
+from .shim import ffi
 from .values import dataclass, names
 
 if TYPE_CHECKING:
     from .vcpu import VCPU
 
-_ffi = _native.ffi
 
 R = TypeVar("R", bound="Record")
 
@@ -51,7 +50,7 @@ class Record:
 
     def to_c(self) -> Any:
         """A new C structure, padding zero."""
-        structure = _ffi.new(self.c_name + " *")
+        structure = ffi.new(self.c_name + " *")
         self.fill(structure)
         return structure
 
@@ -143,7 +142,7 @@ def _reader(shape: Any) -> Callable[[Any], Any]:
     if shape is int or shape is bool:
         return shape
     if shape is bytes:
-        return lambda array: bytes(_ffi.buffer(array))
+        return lambda array: bytes(ffi.buffer(array))
     if isinstance(shape, type) and issubclass(shape, Record):
         return shape.from_c
     item = shape.__args__[0]
@@ -157,9 +156,9 @@ def _write(structure: Any, name: str, value: Any) -> None:
         value.fill(getattr(structure, name))
     elif isinstance(value, bytes):
         array = getattr(structure, name)
-        if len(value) != _ffi.sizeof(array):
-            raise ValueError(f"{name} is {len(value)} bytes, not {_ffi.sizeof(array)}")
-        _ffi.memmove(array, value, len(value))
+        if len(value) != ffi.sizeof(array):
+            raise ValueError(f"{name} is {len(value)} bytes, not {ffi.sizeof(array)}")
+        ffi.memmove(array, value, len(value))
     elif isinstance(value, tuple):
         array = getattr(structure, name)
         if len(value) != len(array):
@@ -236,7 +235,7 @@ class StateField(Generic[R]):
     def __get__(self, cpu: VCPU | None, owner: type) -> R | Self:
         if cpu is None:
             return self
-        structure = _ffi.new(self.record.c_name + " *")
+        structure = ffi.new(self.record.c_name + " *")
         self.get(cpu._settle(0), structure)
         return self.record.from_c(structure)
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from . import _native, ioctls
+from . import ioctls
 from .cpuid.cpuid import Cpuid
 from .debug.methods import DebugMethods
 from .debug.translate import TranslateMethods
@@ -29,6 +29,7 @@ from .run.bus import Bus, WriteBatch, split_by_handler
 from .run.enabling import VcpuEnableMethods
 from .run.page import RunPageMethods
 from .run.thread import ThreadMethods
+from .shim import ffi, lib
 from .state.live import Registers, SpecialRegisters
 from .state.parts import StateMethods
 from .stats.methods import StatsMethods
@@ -39,33 +40,32 @@ if TYPE_CHECKING:
     from .x86.modes import Handlers, Mode
     from .x86.state import CpuState, StubTable
 
-_lib, _ffi = _native.lib, _native.ffi
-_shim_run, _shim_resume = _lib.shim_run, _lib.shim_resume
+_shim_run, _shim_resume = lib.shim_run, lib.shim_resume
 
-_ACCESS: int = _lib.SHIM_ACCESS
-_RING: int = _lib.SHIM_RING
-_DRAIN: int = _lib.SHIM_DRAIN
-_MSR: int = _lib.SHIM_MSR
-_EXIT: int = _lib.SHIM_EXIT
-_KICKED: int = _lib.SHIM_KICKED
-_TIMEOUT: int = _lib.SHIM_TIMEOUT
-_EXIT_LIMIT: int = _lib.SHIM_EXIT_LIMIT
-_DEBUG_EXIT: int = _lib.SHIM_DEBUG_EXIT
-_SINK_ERROR: int = _lib.SHIM_SINK_ERROR
-_CLOSED: int = _lib.SHIM_CLOSED
-_BUSY: int = _lib.SHIM_BUSY
-_SYSTEM: int = _lib.SHIM_SYSTEM
+_ACCESS: int = lib.SHIM_ACCESS
+_RING: int = lib.SHIM_RING
+_DRAIN: int = lib.SHIM_DRAIN
+_MSR: int = lib.SHIM_MSR
+_EXIT: int = lib.SHIM_EXIT
+_KICKED: int = lib.SHIM_KICKED
+_TIMEOUT: int = lib.SHIM_TIMEOUT
+_EXIT_LIMIT: int = lib.SHIM_EXIT_LIMIT
+_DEBUG_EXIT: int = lib.SHIM_DEBUG_EXIT
+_SINK_ERROR: int = lib.SHIM_SINK_ERROR
+_CLOSED: int = lib.SHIM_CLOSED
+_BUSY: int = lib.SHIM_BUSY
+_SYSTEM: int = lib.SHIM_SYSTEM
 
 _SYSTEM_EXITS: dict[int, Exit] = {
-    _lib.SHIM_RESET_I8042: exits.Reset("i8042"),
-    _lib.SHIM_RESET_CONTROL: exits.Reset("reset-control"),
-    _lib.SHIM_POWER_OFF_ACPI: exits.PowerOff("acpi"),
-    _lib.SHIM_PANICKED: exits.GuestPanic("pvpanic"),
-    _lib.SHIM_CRASH_LOADED: exits.GuestCrashLoaded("pvpanic"),
+    lib.SHIM_RESET_I8042: exits.Reset("i8042"),
+    lib.SHIM_RESET_CONTROL: exits.Reset("reset-control"),
+    lib.SHIM_POWER_OFF_ACPI: exits.PowerOff("acpi"),
+    lib.SHIM_PANICKED: exits.GuestPanic("pvpanic"),
+    lib.SHIM_CRASH_LOADED: exits.GuestCrashLoaded("pvpanic"),
 }
-_WRITE: int = _lib.SHIM_WRITE
-_ROUTING_ERROR: int = _lib.SHIM_ROUTING_ERROR
-_PLACE_ERROR: int = _lib.SHIM_PLACE_ERROR
+_WRITE: int = lib.SHIM_WRITE
+_ROUTING_ERROR: int = lib.SHIM_ROUTING_ERROR
+_PLACE_ERROR: int = lib.SHIM_PLACE_ERROR
 
 _UNLIMITED = (1 << 64) - 1
 _LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
@@ -110,20 +110,20 @@ class VCPU(
         self._stubs: StubTable | None = None
         fd = ioctls.KVM_CREATE_VCPU(vm.fileno(), id, f"id {id}")
         ioctls.remember_origin(fd, vm.fileno())
-        error = _ffi.new("int *")
+        error = ffi.new("int *")
         # Everything the C side points into lives at least as long as this object.
         self._bus: Bus = vm.bus
-        shim = _lib.shim_vcpu_new(fd, vm.run_size, self._bus._bus, vm.sync_fields, error)
-        if shim == _ffi.NULL:
+        shim = lib.shim_vcpu_new(fd, vm.run_size, self._bus._bus, vm.sync_fields, error)
+        if shim == ffi.NULL:
             os.close(fd)
             raise KvmIoctlError("mmap", -error[0], "the kvm_run page of a new vCPU")
         self._fd = fd
-        self._shim = _ffi.gc(shim, _lib.shim_vcpu_free)
-        whole = memoryview(_ffi.buffer(self._shim)).cast("B")
-        report = _ffi.offsetof("struct shim_vcpu", "report")
+        self._shim = ffi.gc(shim, lib.shim_vcpu_free)
+        whole = memoryview(ffi.buffer(self._shim)).cast("B")
+        report = ffi.offsetof("struct shim_vcpu", "report")
         self._report = whole[report : report + 40]
         self._answer = self._report[32:40].cast("Q")
-        self._words = _ffi.new(f"uint64_t[{_lib.SHIM_DECODE_WORDS}]")
+        self._words = ffi.new(f"uint64_t[{lib.SHIM_DECODE_WORDS}]")
         # Plain attributes: a property would double what cpu.regs.rax costs.
         #: General registers, RIP and RFLAGS, live.
         self.regs: Final = Registers(self._shim)
@@ -185,7 +185,7 @@ class VCPU(
                 regs._fresh = sregs._fresh = False
         except BaseException:
             regs._fresh = sregs._fresh = False
-            _lib.shim_finish(shim)
+            lib.shim_finish(shim)
             raise
         if stop == _BUSY:  # refused: the ring, too, belongs to the run under way
             raise ioctls.KVM_RUN.error(self._fd, errno.EBUSY, f"vCPU {self.id}")
@@ -258,14 +258,14 @@ class VCPU(
         Kicked(signal=0)
         """
         self._open()
-        _lib.shim_kick(self._shim)
+        lib.shim_kick(self._shim)
 
     def _decode(self) -> Exit:
         self._open()
-        count = _lib.shim_decode(self._shim, self._words)
-        words = _ffi.unpack(self._words, count)
+        count = lib.shim_decode(self._shim, self._words)
+        words = ffi.unpack(self._words, count)
         exit = exit_decode.decode(
-            words, memoryview(_ffi.buffer(self._shim.run, self._shim.run_size))
+            words, memoryview(ffi.buffer(self._shim.run, self._shim.run_size))
         )
         if self._stubs is not None and isinstance(exit, exits.IoOut):
             return self._identified(exit)
@@ -317,14 +317,14 @@ class VCPU(
     def _drain_ring(self) -> None:
         shim = self._shim
         if not shim.ring_size:  # what stopped is the first deferred write: no ring, no room
-            if _lib.shim_vcpu_ring(shim, RING_SIZE):
+            if lib.shim_vcpu_ring(shim, RING_SIZE):
                 raise MemoryError(f"no memory for a ring of {RING_SIZE} writes")
             return
         length, shim.ring_length = shim.ring_length, 0
         # A slice that a handler keeps holds the buffer, the buffer this pointer, and that the ring.
-        ring = _ffi.gc(shim.ring, lambda _, keep=shim: None)
+        ring = ffi.gc(shim.ring, lambda _, keep=shim: None)
         with (
-            memoryview(_ffi.buffer(ring, length * 32)).cast("B") as raw,
+            memoryview(ffi.buffer(ring, length * 32)).cast("B") as raw,
             raw.cast("Q") as words,
         ):
             handlers = self._bus.batch_handlers
@@ -379,11 +379,11 @@ class VCPU(
         >>> hex(cpu.regs.rip)
         '0x1000'
         """
-        fd = self._settle(_lib.KVM_SYNC_X86_REGS | _lib.KVM_SYNC_X86_SREGS)
+        fd = self._settle(lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS)
         self._set_sregs(fd, state)
         self.msrs.write(state.msrs)
         self._set_fpu_control(state.fcw, state.mxcsr)
-        ioctls.KVM_SET_REGS(fd, _ffi.new("struct kvm_regs *", dict(state.regs)))
+        ioctls.KVM_SET_REGS(fd, ffi.new("struct kvm_regs *", dict(state.regs)))
         self._stubs = state.stub_table
 
     def _set_fpu_control(self, fcw: int, mxcsr: int) -> None:
@@ -394,7 +394,7 @@ class VCPU(
             self.xsave = now.replace(fcw=fcw, mxcsr=mxcsr)
 
     def _set_sregs(self, fd: int, state: CpuState) -> None:
-        sregs = _ffi.new("struct kvm_sregs *")
+        sregs = ffi.new("struct kvm_sregs *")
         ioctls.KVM_GET_SREGS(fd, sregs)  # APIC base and the interrupt bitmap stay
         new = state.sregs
         for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt"):
@@ -420,7 +420,7 @@ class VCPU(
         >>> "lm" in cpu.get_cpuid()
         True
         """
-        table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
+        table = ffi.new("struct kvm_cpuid2 *", {"entries": entries})
         table.nent = entries
         ioctls.KVM_GET_CPUID2(self.fileno(), table, f"{entries} entries")
         return Cpuid._from_c(table)
@@ -454,14 +454,14 @@ class VCPU(
         >>> cpu.events.interrupt.nr
         32
         """
-        request = _ffi.new("struct kvm_interrupt *", {"irq": vector})
+        request = ffi.new("struct kvm_interrupt *", {"irq": vector})
         ioctls.KVM_INTERRUPT(self.fileno(), request, f"vector {vector}")
 
     def _settle(self, fields: int) -> int:
         """The descriptor, for an ioctl that reads or sets state: the last exit's instruction is
         completed and edits of the live views are in."""
         fd = self.fileno()
-        error = _lib.shim_settle(self._shim, fields)
+        error = lib.shim_settle(self._shim, fields)
         if error:
             raise ioctls.KVM_RUN.error(fd, -error, "completing the last exit")
         self.regs._fresh = self.sregs._fresh = False
@@ -504,8 +504,8 @@ class VCPU(
         (['IoOut', 'Hlt'], 1)
         """
         seen = self._shim.counters
-        counts = _ffi.unpack(seen.exits, _lib.SHIM_EXIT_REASONS)
-        times = _ffi.unpack(seen.handling_ns, _lib.SHIM_EXIT_REASONS)
+        counts = ffi.unpack(seen.exits, lib.SHIM_EXIT_REASONS)
+        times = ffi.unpack(seen.handling_ns, lib.SHIM_EXIT_REASONS)
         if not self._shim.timing:
             return RunStats.of(counts, times, None)
         return RunStats.of(counts, times, seen.guest_ns, seen.python_ns)
@@ -513,7 +513,7 @@ class VCPU(
     def _count_in(self, counters: Any, memory: Any) -> None:
         """Count in a ``struct shim_counters`` in ``memory``, which this vCPU keeps from now on."""
         counters.id = self.id
-        if _lib.shim_vcpu_count_in(self._shim, counters):
+        if lib.shim_vcpu_count_in(self._shim, counters):
             raise ioctls.KVM_RUN.error(self._fd, errno.EBUSY, f"vCPU {self.id}")
         self._counters = memory
 
@@ -553,7 +553,7 @@ class VCPU(
             return
         self.regs._fresh = self.sregs._fresh = False
         self._close_stats()
-        error = _lib.shim_vcpu_close(self._shim)
+        error = lib.shim_vcpu_close(self._shim)
         if error:
             raise OSError(-error, os.strerror(-error))
 

@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Literal
 
-from . import _native, ioctls
+from . import ioctls
 from .cpuid.cpuid import Cpuid
 from .device import DeviceMethods
 from .errors import ClosedError
@@ -25,6 +25,7 @@ from .paravirt.hyperv import HypervMethods
 from .paravirt.xen_methods import XenMethods
 from .run.bus import Bus, BusMethods
 from .run.enabling import VmEnableMethods
+from .shim import ffi, lib
 from .state.vm_clock import ClockMethods
 from .stats.methods import StatsMethods
 from .vcpu import VCPU
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from .host.topology import Pin
 
-_lib, _ffi = _native.lib, _native.ffi
 
 _supported_cpuid: list[Cpuid] = []
 _host_cpuids: dict[tuple[int, bool], Cpuid] = {}
@@ -107,7 +107,7 @@ class VM(
             self._fd = self._kvm.create_vm(type)
             ioctls.remember_origin(self._fd, self._fd)
             self.run_size = self._kvm.vcpu_mmap_size
-            self.sync_fields = self.check_extension(_lib.KVM_CAP_SYNC_REGS)
+            self.sync_fields = self.check_extension(lib.KVM_CAP_SYNC_REGS)
             self._bus = Bus()
             if dirty_ring is not None:
                 self.enable_dirty_ring(dirty_ring)
@@ -129,7 +129,7 @@ class VM(
         # mode, and they must lie outside all memory. The identity map cannot be set once a vCPU
         # exists; then the irqchip, the PIT, and vCPUs last.
         ioctls.KVM_SET_TSS_ADDR(self._fd, layout.TSS_ADDR, f"{layout.TSS_ADDR:#x}")
-        identity = _ffi.new("uint64_t *", layout.IDENTITY_MAP)
+        identity = ffi.new("uint64_t *", layout.IDENTITY_MAP)
         ioctls.KVM_SET_IDENTITY_MAP_ADDR(self._fd, identity, f"{layout.IDENTITY_MAP:#x}")
         # Existing regions now, later ones as they are added.
         for region in self.memory.regions:

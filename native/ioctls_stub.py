@@ -1,4 +1,5 @@
-"""Writes ``kvmpy/ioctls/__init__.pyi``, what type checkers and editors know of the ioctls, from the table.
+"""Writes ``kvmpy/ioctls/__init__.pyi``, what type checkers and editors
+know of the ioctls, from the table.
 
     python native/ioctls_stub.py > kvmpy/ioctls/__init__.pyi
 

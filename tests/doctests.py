@@ -28,7 +28,13 @@ _LEFT_OUT = (
     *("kvmpy.cpuid.diff", "kvmpy.cpuid.edit", "kvmpy.cpuid.topology", "kvmpy.memory.slots"),
     "kvmpy.host.cgroup",
     *("kvmpy.probe.doctor", "kvmpy.probe.info", "kvmpy.probe.modes", "kvmpy.probe.system"),
-    *("kvmpy.lab.tries", "kvmpy.lab.show.rings_figure", "kvmpy.lab.show.sensitive_figure", "kvmpy.console.terminal", "kvmpy.machine.pc"),
+    *(
+        "kvmpy.lab.tries",
+        "kvmpy.lab.show.rings_figure",
+        "kvmpy.lab.show.sensitive_figure",
+        "kvmpy.console.terminal",
+        "kvmpy.machine.pc",
+    ),
     *("kvmpy.state.codec", "kvmpy.state.host", "kvmpy.state.msr_list"),
     *("kvmpy.state.reset", "kvmpy.state.transfer"),
 )

@@ -156,8 +156,8 @@ class _Unbound(System):
 
 
 class Surroundings:
-    """What disturbs a run on this host (:mod:`kvmpy.probe.disturbance`): looked for when it is made,
-    before the run, and while the run is under way.
+    """What disturbs a run on this host (:mod:`kvmpy.probe.disturbance`): looked for when it is
+    made, before the run, and while the run is under way.
 
     ``allowed``: pCPUs that the process could use before its thread was bound to one of them.
     ``warned``: called now with what was found, if there is anything.

@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from .. import _native
+from ..shim import ffi, lib
 from .counters import add, run_delay
 from .record import Row
-
-_lib, _ffi = _native.lib, _native.ffi
 
 _TRIPS: Final = 16
 _REPEATS: Final = 4  # so that a batch takes some 10 us
@@ -80,11 +78,11 @@ class HostCalls:
 
 
 def _batches(call: int, count: int) -> list[int]:
-    ticks = _ffi.new("uint32_t[]", 2 * _REPEATS)
+    ticks = ffi.new("uint32_t[]", 2 * _REPEATS)
     found = []
     for _ in range(count):
-        _lib.shim_host_calls(call, _REPEATS, ticks)
-        words = _ffi.unpack(ticks, 2 * _REPEATS)
+        lib.shim_host_calls(call, _REPEATS, ticks)
+        words = ffi.unpack(ticks, 2 * _REPEATS)
         found.append(sum(words[1::2]) - sum(words[::2]))
     return found
 
@@ -99,5 +97,5 @@ def canary_limit() -> float:
     True
     """
     rounds, instructions = 1000, 18
-    quickest: int = min(_lib.shim_spin_ticks(rounds) for _ in range(5))
+    quickest: int = min(lib.shim_spin_ticks(rounds) for _ in range(5))
     return max(50.0, 25.0 * quickest / (rounds * instructions))

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
+from ..shim import ffi
 from ..values import dataclass
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .edit import MaskedFeature
     from .topology import AddressBits, Cache, Topology
 
-_ffi = _native.ffi
 
 #: KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the leaf has subleaves.
 HAS_INDEX = 1
@@ -372,7 +371,7 @@ class Cpuid:
         return self._c
 
     def _encode(self) -> Any:
-        table = _ffi.new("struct kvm_cpuid2 *", {"entries": len(self._leaves)})
+        table = ffi.new("struct kvm_cpuid2 *", {"entries": len(self._leaves)})
         table.nent = len(self._leaves)
         for entry, leaf in zip(table.entries, self._leaves, strict=True):
             entry.function, entry.index, entry.flags = leaf.function, leaf.index, leaf.flags

@@ -12,15 +12,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import GuestMemoryError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
 
-_lib, _ffi = _native.lib, _native.ffi
 
 Kind = Literal["execute", "write", "access"]
 SLOTS = 4
@@ -303,7 +303,7 @@ class _Debugger:
         """Where KVM raises #DB only when a write is completed, arm() has got it just now, after
         the write itself was handed out."""
         shim = self.cpu._shim
-        if shim.deferred and shim.run.exit_reason == _lib.KVM_EXIT_DEBUG:
+        if shim.deferred and shim.run.exit_reason == lib.KVM_EXIT_DEBUG:
             self._kvm_run(None, 1)  # enters nothing: the exit is there
 
     def _finish(self, budget: _Budget) -> Exit | None:
@@ -323,7 +323,7 @@ class _Debugger:
 
     def complete(self) -> bool:
         """Finish the last exit's instruction; True if it gives a further exit."""
-        result = _lib.shim_complete(self.cpu._shim)
+        result = lib.shim_complete(self.cpu._shim)
         if result < 0:
             raise ioctls.KVM_RUN.error(self.cpu.fileno(), -result, "completing the last exit")
         self.cpu.regs._fresh = self.cpu.sregs._fresh = False
@@ -367,7 +367,7 @@ class _Debugger:
             self.arm(**self._armed, inject_breakpoint=True)
             return
         fd = self.cpu._settle(0)
-        registers = _ffi.new("struct kvm_debugregs *")
+        registers = ffi.new("struct kvm_debugregs *")
         ioctls.KVM_GET_DEBUGREGS(fd, registers)
         registers.dr6 = exit.dr6
         ioctls.KVM_SET_DEBUGREGS(fd, registers, f"dr6 {exit.dr6:#x}")

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..exits.reasons import Exit
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from .breakpoints import Breakpoint, Kind, _Debugger
     from .stepping import Step
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class DebugMethods:
@@ -57,15 +56,15 @@ class DebugMethods:
         (True, '0x1002')
         """
         chosen = (
-            (enable, _lib.KVM_GUESTDBG_ENABLE),
-            (single_step, _lib.KVM_GUESTDBG_SINGLESTEP),
-            (software, _lib.KVM_GUESTDBG_USE_SW_BP),
-            (hardware is not None, _lib.KVM_GUESTDBG_USE_HW_BP),
-            (block_interrupts, _lib.KVM_GUESTDBG_BLOCKIRQ),
-            (inject_debug, _lib.KVM_GUESTDBG_INJECT_DB),
-            (inject_breakpoint, _lib.KVM_GUESTDBG_INJECT_BP),
+            (enable, lib.KVM_GUESTDBG_ENABLE),
+            (single_step, lib.KVM_GUESTDBG_SINGLESTEP),
+            (software, lib.KVM_GUESTDBG_USE_SW_BP),
+            (hardware is not None, lib.KVM_GUESTDBG_USE_HW_BP),
+            (block_interrupts, lib.KVM_GUESTDBG_BLOCKIRQ),
+            (inject_debug, lib.KVM_GUESTDBG_INJECT_DB),
+            (inject_breakpoint, lib.KVM_GUESTDBG_INJECT_BP),
         )
-        structure = _ffi.new("struct kvm_guest_debug *")
+        structure = ffi.new("struct kvm_guest_debug *")
         structure.control = sum(bit for on, bit in chosen if on)
         if hardware is not None:
             if len(hardware) != 8:

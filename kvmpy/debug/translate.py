@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import GuestMemoryError
 from ..record import Record
+from ..shim import ffi
 from ..values import dataclass
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ..vm import VM
     from ..x86 import walk as walks
 
-_lib, _ffi = _native.lib, _native.ffi
 
 _PAGE = 4096
 
@@ -70,7 +70,7 @@ class TranslateMethods:
         >>> cpu.translate(0x1234)
         Translation(gva 0x1234 -> gpa 0x1234)
         """
-        structure = _ffi.new("struct kvm_translation *", {"linear_address": _checked(gva)})
+        structure = ffi.new("struct kvm_translation *", {"linear_address": _checked(gva)})
         ioctls.KVM_TRANSLATE(self._settle(0), structure, f"gva {gva:#x}")
         return Translation.from_c(structure)
 

@@ -7,18 +7,17 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import KvmpyError
 from ..interrupts.irqchips import IoapicState
 from ..interrupts.routing import MsiRoute, _table
+from ..shim import ffi, lib
 from ..x86 import layout
 
 if TYPE_CHECKING:
     from ..interrupts.eventfds import HasFileno
     from ..interrupts.routing import Route
     from ..vm import VM
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class Ioapic:
@@ -40,15 +39,15 @@ class Ioapic:
     """
 
     #: Bytes of the register file.
-    length: int = _lib.SHIM_IOAPIC_LENGTH
-    pins: int = _lib.SHIM_IOAPIC_PINS
+    length: int = lib.SHIM_IOAPIC_LENGTH
+    pins: int = lib.SHIM_IOAPIC_PINS
 
     def __init__(self) -> None:
-        ioapic = _lib.shim_ioapic_new()
-        if ioapic == _ffi.NULL:
+        ioapic = lib.shim_ioapic_new()
+        if ioapic == ffi.NULL:
             raise MemoryError("no memory for an I/O APIC")
-        self._ioapic: Any = _ffi.gc(ioapic, _lib.shim_ioapic_put)
-        self._device = _ffi.cast("struct shim_device *", self._ioapic)
+        self._ioapic: Any = ffi.gc(ioapic, lib.shim_ioapic_put)
+        self._device = ffi.cast("struct shim_device *", self._ioapic)
         self._vm: weakref.ref[VM] | None = None
         self._gpa = layout.IOAPIC_BASE
 
@@ -70,15 +69,15 @@ class Ioapic:
             raise KvmpyError(
                 "an I/O APIC needs a VM with irqchip='split' and its 24 pins, that has none yet"
             )
-        most = vm.check_extension(_lib.KVM_CAP_IRQ_ROUTING)
+        most = vm.check_extension(lib.KVM_CAP_IRQ_ROUTING)
         structure, entries = _table(vm.gsi_routes, most)
         self._check_others(entries)
         vm.attach(self, gpa, mmio=True)
-        error = _lib.shim_ioapic_connect(self._ioapic, vm.fileno(), structure)
+        error = lib.shim_ioapic_connect(self._ioapic, vm.fileno(), structure)
         if error:
             vm.release(gpa, mmio=True)
             raise _routing_error(vm.fileno(), error)
-        _lib.shim_bus_set_ioapic(vm.bus._bus, self._ioapic)
+        lib.shim_bus_set_ioapic(vm.bus._bus, self._ioapic)
         self._vm, self._gpa, vm.ioapic = weakref.ref(vm), gpa, self
 
     def disconnect(self) -> None:
@@ -88,10 +87,10 @@ class Ioapic:
         """
         vm = None if self._vm is None else self._vm()
         self._vm = None
-        _lib.shim_ioapic_disconnect(self._ioapic)
+        lib.shim_ioapic_disconnect(self._ioapic)
         if vm is None or vm.closed:
             return
-        _lib.shim_bus_set_ioapic(vm.bus._bus, _ffi.NULL)
+        lib.shim_bus_set_ioapic(vm.bus._bus, ffi.NULL)
         vm.ioapic = None
         vm.release(self._gpa, mmio=True)
         with contextlib.suppress(KvmpyError):  # of a VM that is dead, or another process's
@@ -105,7 +104,7 @@ class Ioapic:
     def _set_others(self, structure: Any, routes: tuple[Route, ...]) -> None:
         """The routes that the VM has beside the pins."""
         self._check_others(routes)
-        error = _lib.shim_ioapic_set_others(self._ioapic, structure)
+        error = lib.shim_ioapic_set_others(self._ioapic, structure)
         if error:
             vm = None if self._vm is None else self._vm()
             raise _routing_error(-1 if vm is None else vm.fileno(), error)
@@ -130,7 +129,7 @@ class Ioapic:
         >>> hex(ioapic.state.irr)
         '0x200'
         """
-        _lib.shim_ioapic_set_line(self._ioapic, self.checked_pin(pin), level)
+        lib.shim_ioapic_set_line(self._ioapic, self.checked_pin(pin), level)
 
     def resample(self, pin: int, eventfd: int | HasFileno | None) -> None:
         """Have ``eventfd`` signalled at each EOI of ``pin``, and when the guest unmasks it, as long
@@ -146,7 +145,7 @@ class Ioapic:
         fd = -1
         if eventfd is not None:
             fd = eventfd if isinstance(eventfd, int) else eventfd.fileno()
-        if _lib.shim_ioapic_resample(self._ioapic, self.checked_pin(pin), fd):
+        if lib.shim_ioapic_resample(self._ioapic, self.checked_pin(pin), fd):
             raise KvmpyError(f"pin {pin} has an eventfd for its EOI already")
 
     # -- what the guest made of it
@@ -158,8 +157,8 @@ class Ioapic:
         >>> kvmpy.Ioapic().state.redirtbl[4]
         <vector 0x0 to APIC 0x0: fixed, physical, active high, edge, masked>
         """
-        state = _ffi.new("struct kvm_ioapic_state *")
-        _lib.shim_ioapic_state(self._ioapic, state)
+        state = ffi.new("struct kvm_ioapic_state *")
+        lib.shim_ioapic_state(self._ioapic, state)
         return replace(IoapicState.from_c(state), base_address=self._gpa)
 
     @property
@@ -169,8 +168,8 @@ class Ioapic:
         >>> kvmpy.Ioapic().routes
         ()
         """
-        words = _ffi.new("uint32_t[]", 2 * self.pins)
-        _lib.shim_ioapic_routes(self._ioapic, words)
+        words = ffi.new("uint32_t[]", 2 * self.pins)
+        lib.shim_ioapic_routes(self._ioapic, words)
         pairs = [(words[2 * pin], words[2 * pin + 1]) for pin in range(self.pins)]
         return tuple(MsiRoute(pin, *pair) for pin, pair in enumerate(pairs) if pair[0])
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
+from ..shim import ffi, lib
 from .ports import _owned
 
 if TYPE_CHECKING:
     from .ioapic import Ioapic
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class _Port:
@@ -35,14 +33,14 @@ class I8042:
     """
 
     def __init__(self) -> None:
-        i8042 = _lib.shim_i8042_new()
-        if i8042 == _ffi.NULL:
+        i8042 = lib.shim_i8042_new()
+        if i8042 == ffi.NULL:
             raise MemoryError("no memory for a keyboard controller")
-        self._i8042 = _ffi.gc(i8042, _lib.shim_i8042_free)
+        self._i8042 = ffi.gc(i8042, lib.shim_i8042_free)
         #: Port 0x60.
-        self.data = _Port(self._i8042, _lib.shim_i8042_data(i8042), 1)
+        self.data = _Port(self._i8042, lib.shim_i8042_data(i8042), 1)
         #: Port 0x64.
-        self.command = _Port(self._i8042, _lib.shim_i8042_command(i8042), 1)
+        self.command = _Port(self._i8042, lib.shim_i8042_command(i8042), 1)
 
 
 class PowerManagement:
@@ -57,11 +55,11 @@ class PowerManagement:
     length = 6
 
     def __init__(self) -> None:
-        pm = _lib.shim_pm_new()
-        if pm == _ffi.NULL:
+        pm = lib.shim_pm_new()
+        if pm == ffi.NULL:
             raise MemoryError("no memory for the ACPI registers")
-        self._pm = _ffi.gc(pm, _lib.shim_pm_free)
-        self._device = _ffi.cast("struct shim_device *", self._pm)
+        self._pm = ffi.gc(pm, lib.shim_pm_free)
+        self._device = ffi.cast("struct shim_device *", self._pm)
 
     def press_power_button(self) -> bool:
         """Ask the guest to shut down, from any thread. False if it does not listen (yet): then
@@ -70,7 +68,7 @@ class PowerManagement:
         >>> kvmpy.PowerManagement().press_power_button()
         False
         """
-        return bool(_lib.shim_pm_press_power_button(self._pm))
+        return bool(lib.shim_pm_press_power_button(self._pm))
 
     def connect_line(self, vm_fd: int, gsi: int) -> None:
         """Raise the SCI through KVM_IRQ_LINE: level, on line ``gsi`` of the in-kernel irqchip.
@@ -80,7 +78,7 @@ class PowerManagement:
         ...     pm.connect_line(vm.fileno(), kvmpy.x86.layout.SCI_IRQ)
         ...     vm.attach(pm, kvmpy.x86.layout.ACPI_PM_PORT)
         """
-        _lib.shim_pm_connect_line(self._pm, vm_fd, gsi)
+        lib.shim_pm_connect_line(self._pm, vm_fd, gsi)
 
     def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
         """Raise the SCI through ``pin`` (0..23) of a user-space I/O APIC.
@@ -89,14 +87,14 @@ class PowerManagement:
         >>> pm.connect_ioapic(kvmpy.Ioapic(), kvmpy.x86.layout.SCI_IRQ)
         >>> pm.disconnect()
         """
-        _lib.shim_pm_connect_ioapic(self._pm, ioapic._ioapic, ioapic.checked_pin(pin))
+        lib.shim_pm_connect_ioapic(self._pm, ioapic._ioapic, ioapic.checked_pin(pin))
 
     def disconnect(self) -> None:
         """No interrupt any more.
 
         >>> kvmpy.PowerManagement().disconnect()
         """
-        _lib.shim_pm_connect_line(self._pm, -1, 0)
+        lib.shim_pm_connect_line(self._pm, -1, 0)
 
 
 class ResetControl:
@@ -109,7 +107,7 @@ class ResetControl:
     length = 1
 
     def __init__(self) -> None:
-        self._device = _owned(_lib.shim_reset_control_new())
+        self._device = _owned(lib.shim_reset_control_new())
 
 
 class PvPanic:
@@ -122,4 +120,4 @@ class PvPanic:
     length = 1
 
     def __init__(self) -> None:
-        self._device = _owned(_lib.shim_pvpanic_new())
+        self._device = _owned(lib.shim_pvpanic_new())

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _native
+from ..shim import ffi, lib
 from .sink import Sink
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 def _owned(device: Any) -> Any:
-    if device == _ffi.NULL:
+    if device == ffi.NULL:
         raise MemoryError("no memory for a device")
-    return _ffi.gc(device, lambda d: _lib.shim_device_free(_ffi.cast("struct shim_device *", d)))
+    return ffi.gc(device, lambda d: lib.shim_device_free(ffi.cast("struct shim_device *", d)))
 
 
 class DebugConsole:
@@ -24,7 +22,7 @@ class DebugConsole:
 
     def __init__(self, fd: int | None = None):
         self.sink = Sink(fd)
-        self._device = _owned(_lib.shim_debugcon_new(self.sink._sink))
+        self._device = _owned(lib.shim_debugcon_new(self.sink._sink))
 
     def _drain(self) -> None:
         self.sink.drain()
@@ -52,7 +50,7 @@ class DebugExit:
     length = 1
 
     def __init__(self) -> None:
-        self._device = _owned(_lib.shim_debug_exit_new())
+        self._device = _owned(lib.shim_debug_exit_new())
 
 
 class PostPort:
@@ -61,7 +59,7 @@ class PostPort:
     length = 1
 
     def __init__(self) -> None:
-        self._device = _owned(_lib.shim_post_new())
+        self._device = _owned(lib.shim_post_new())
 
     @property
     def last(self) -> int:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from .ioapic import Ioapic
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class Rtc:
@@ -28,12 +26,12 @@ class Rtc:
     length = 2
 
     def __init__(self, low_memory: int = 0, high_memory: int = 0) -> None:
-        rtc = _lib.shim_rtc_new()
-        if rtc == _ffi.NULL:
+        rtc = lib.shim_rtc_new()
+        if rtc == ffi.NULL:
             raise MemoryError("no memory for a clock")
-        self._rtc: Any = _ffi.gc(rtc, _lib.shim_rtc_free)
-        self._device = _ffi.cast("struct shim_device *", self._rtc)
-        _lib.shim_rtc_set_memory(self._rtc, low_memory, high_memory)
+        self._rtc: Any = ffi.gc(rtc, lib.shim_rtc_free)
+        self._device = ffi.cast("struct shim_device *", self._rtc)
+        lib.shim_rtc_set_memory(self._rtc, low_memory, high_memory)
 
     @property
     def offset(self) -> int:
@@ -42,7 +40,7 @@ class Rtc:
         >>> kvmpy.Rtc().offset
         0
         """
-        offset: int = _lib.shim_rtc_offset(self._rtc)
+        offset: int = lib.shim_rtc_offset(self._rtc)
         return offset
 
     def connect_line(self, vm_fd: int, gsi: int) -> None:
@@ -56,7 +54,7 @@ class Rtc:
         ...     rtc.connect_line(vm.fileno(), kvmpy.x86.layout.RTC_IRQ)
         ...     vm.attach(rtc, kvmpy.x86.layout.RTC_PORT)
         """
-        _check(_lib.shim_rtc_connect(self._rtc, vm_fd, gsi, -1))
+        _check(lib.shim_rtc_connect(self._rtc, vm_fd, gsi, -1))
 
     def connect_eventfd(self, eventfd: int) -> None:
         """Interrupt through an eventfd that an irqfd listens to. See :meth:`connect_line`.
@@ -68,7 +66,7 @@ class Rtc:
         >>> rtc.disconnect()
         >>> os.close(event)
         """
-        _check(_lib.shim_rtc_connect(self._rtc, -1, 0, eventfd))
+        _check(lib.shim_rtc_connect(self._rtc, -1, 0, eventfd))
 
     def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
         """Interrupt through ``pin`` (0..23) of a user-space I/O APIC. See :meth:`connect_line`.
@@ -78,14 +76,14 @@ class Rtc:
         >>> rtc.disconnect()
         """
         pin = ioapic.checked_pin(pin)
-        _check(_lib.shim_rtc_connect_ioapic(self._rtc, ioapic._ioapic, pin))
+        _check(lib.shim_rtc_connect_ioapic(self._rtc, ioapic._ioapic, pin))
 
     def disconnect(self) -> None:
         """No interrupt any more: its thread has ended.
 
         >>> kvmpy.Rtc().disconnect()
         """
-        _lib.shim_rtc_disconnect(self._rtc)
+        lib.shim_rtc_disconnect(self._rtc)
 
 
 def _check(error: int) -> None:

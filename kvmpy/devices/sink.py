@@ -6,9 +6,7 @@ import errno
 import os
 from typing import Any
 
-from .. import _native
-
-_lib, _ffi = _native.lib, _native.ffi
+from ..shim import ffi, lib
 
 #: Output kept for a host that never reads it; beyond that the oldest goes.
 KEEP_BYTES = 16 << 20
@@ -23,10 +21,10 @@ class Sink:
     """
 
     def __init__(self, fd: int | None = None):
-        sink = _lib.shim_sink_new(-1 if fd is None else fd)
-        if sink == _ffi.NULL:
+        sink = lib.shim_sink_new(-1 if fd is None else fd)
+        if sink == ffi.NULL:
             raise MemoryError("no memory for a sink")
-        self._sink: Any = _ffi.gc(sink, _lib.shim_sink_free)
+        self._sink: Any = ffi.gc(sink, lib.shim_sink_free)
         self._kept = bytearray()
         #: Bytes that were dropped because nobody took them.
         self.dropped = 0
@@ -38,10 +36,10 @@ class Sink:
         """
         if self._sink.fd >= 0:
             return
-        size = _lib.SHIM_SINK_SIZE
-        buffer = _ffi.new("uint8_t[]", size)
-        while count := _lib.shim_sink_take(self._sink, buffer, size):
-            self._kept += _ffi.buffer(buffer, count)
+        size = lib.SHIM_SINK_SIZE
+        buffer = ffi.new("uint8_t[]", size)
+        while count := lib.shim_sink_take(self._sink, buffer, size):
+            self._kept += ffi.buffer(buffer, count)
         excess = len(self._kept) - KEEP_BYTES
         if excess > 0:
             del self._kept[:excess]
@@ -75,7 +73,7 @@ class Sink:
         >>> kvmpy.Sink().flush()
         0
         """
-        code = _lib.shim_sink_flush(self._sink)
+        code = lib.shim_sink_flush(self._sink)
         if code in (0, -errno.EAGAIN):
             code = self._sink.error
         if code:
@@ -92,7 +90,7 @@ class Sink:
         >>> sink.redirect(None)
         """
         self.drain()
-        _lib.shim_sink_redirect(self._sink, -1 if fd is None else fd)
+        lib.shim_sink_redirect(self._sink, -1 if fd is None else fd)
 
     @property
     def first_at(self) -> float | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
+from ..shim import ffi, lib
 from .sink import Sink
 
 if TYPE_CHECKING:
     from .ioapic import Ioapic
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class Uart:
@@ -23,10 +21,10 @@ class Uart:
 
     def __init__(self, fd: int | None = None):
         self.sink = Sink(fd)
-        uart = _lib.shim_uart_new(self.sink._sink)
-        if uart == _ffi.NULL:
+        uart = lib.shim_uart_new(self.sink._sink)
+        if uart == ffi.NULL:
             raise MemoryError("no memory for a UART")
-        self._device: Any = _ffi.gc(uart, _lib.shim_uart_free)
+        self._device: Any = ffi.gc(uart, lib.shim_uart_free)
 
     def _drain(self) -> None:
         self.sink.drain()
@@ -54,7 +52,7 @@ class Uart:
         2
         """
         event = -1 if space_eventfd is None else space_eventfd
-        taken: int = _lib.shim_uart_receive(self._device, data, len(data), event)
+        taken: int = lib.shim_uart_receive(self._device, data, len(data), event)
         return taken
 
     @property
@@ -65,7 +63,7 @@ class Uart:
         >>> serial.receive(b"ls"), serial.backlog
         (2, 2)
         """
-        count: int = _lib.shim_uart_backlog(self._device)
+        count: int = lib.shim_uart_backlog(self._device)
         return count
 
     def connect_line(self, vm_fd: int, gsi: int) -> None:
@@ -77,7 +75,7 @@ class Uart:
         >>> serial.disconnect()
         >>> vm.close()
         """
-        _lib.shim_uart_connect_line(self._device, vm_fd, gsi)
+        lib.shim_uart_connect_line(self._device, vm_fd, gsi)
 
     def connect_eventfd(self, eventfd: int) -> None:
         """Interrupt through an eventfd that an irqfd listens to.
@@ -88,7 +86,7 @@ class Uart:
         >>> serial.disconnect()
         >>> os.close(event)
         """
-        _lib.shim_uart_connect_eventfd(self._device, eventfd)
+        lib.shim_uart_connect_eventfd(self._device, eventfd)
 
     def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
         """Interrupt through ``pin`` (0..23) of a user-space I/O APIC, as the guest has it: an edge
@@ -98,11 +96,11 @@ class Uart:
         >>> serial.connect_ioapic(kvmpy.Ioapic(), 4)
         >>> serial.disconnect()
         """
-        _lib.shim_uart_connect_ioapic(self._device, ioapic._ioapic, ioapic.checked_pin(pin))
+        lib.shim_uart_connect_ioapic(self._device, ioapic._ioapic, ioapic.checked_pin(pin))
 
     def disconnect(self) -> None:
         """No interrupt any more.
 
         >>> kvmpy.Uart().disconnect()
         """
-        _lib.shim_uart_connect_eventfd(self._device, -1)
+        lib.shim_uart_connect_eventfd(self._device, -1)

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import _native
-
-_lib, _ffi = _native.lib, _native.ffi
+from ..shim import ffi, lib
 
 Registers = tuple[int, int, int, int]
 
@@ -79,8 +77,8 @@ def cpuid(function: int, index: int = 0) -> Registers:
     >>> eax > 0
     True
     """
-    registers = _ffi.new("uint32_t[4]")
-    _lib.shim_cpuid(function, index, registers)
+    registers = ffi.new("uint32_t[4]")
+    lib.shim_cpuid(function, index, registers)
     eax, ebx, ecx, edx = registers
     return eax, ebx, ecx, edx
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from .. import _native
 from ..errors import KvmpyError
-
-_lib, _ffi = _native.lib, _native.ffi
+from ..shim import ffi, lib
 
 Policy = Literal["other", "fifo", "rr", "batch", "idle", "deadline", "ext"]
 _NUMBERS: Final[dict[Policy, int]] = {
@@ -116,11 +114,11 @@ def scheduling(thread: int = 0) -> Scheduling:
 
 
 def _words(thread: int) -> tuple[int, ...]:
-    words = _ffi.new("int64_t[7]")
-    error = _lib.shim_get_scheduling(thread, words)
+    words = ffi.new("int64_t[7]")
+    error = lib.shim_get_scheduling(thread, words)
     if error:
         raise SchedulingError(-error, f"thread {thread}: {os.strerror(-error)}")
-    return tuple(_ffi.unpack(words, 7))
+    return tuple(ffi.unpack(words, 7))
 
 
 def schedule(wanted: Scheduling, thread: int = 0) -> None:
@@ -134,14 +132,14 @@ def schedule(wanted: Scheduling, thread: int = 0) -> None:
     flags = _words(thread)[1] & _RESET_ON_FORK  # to take it away needs a privilege
     if wanted.policy in (*_REAL_TIME, "deadline"):
         flags |= _RESET_ON_FORK
-    words = _ffi.new(
+    words = ffi.new(
         "int64_t[]",
         [
             _NUMBERS[wanted.policy], flags, wanted.nice, wanted.priority,
             wanted.runtime, wanted.deadline, wanted.period or wanted.deadline,
         ],
     )  # fmt: skip
-    error = _lib.shim_set_scheduling(thread, words)
+    error = lib.shim_set_scheduling(thread, words)
     if error:
         raise SchedulingError(-error, f"{wanted} for thread {thread}: {_why(wanted, -error)}")
 

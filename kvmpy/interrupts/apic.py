@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..device import Attributes
 from ..errors import UnsupportedError
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vm import VM
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class ApicMethods:
@@ -41,14 +40,14 @@ class ApicMethods:
 
         >>> cpu.tsc_offset = cpu.tsc_offset
         """
-        value = self.attributes.get(_lib.KVM_VCPU_TSC_CTRL, _lib.KVM_VCPU_TSC_OFFSET)
+        value = self.attributes.get(lib.KVM_VCPU_TSC_CTRL, lib.KVM_VCPU_TSC_OFFSET)
         return value - (1 << 64) if value >> 63 else value
 
     @tsc_offset.setter
     def tsc_offset(self, ticks: int) -> None:
         if not -(1 << 63) <= ticks < 1 << 64:
             raise ValueError(f"TSC offset {ticks:#x} does not fit in 64 bits")
-        self.attributes.set(_lib.KVM_VCPU_TSC_CTRL, _lib.KVM_VCPU_TSC_OFFSET, ticks & (1 << 64) - 1)
+        self.attributes.set(lib.KVM_VCPU_TSC_CTRL, lib.KVM_VCPU_TSC_OFFSET, ticks & (1 << 64) - 1)
         if (self.tsc_offset ^ ticks) & (1 << 64) - 1:
             raise UnsupportedError(
                 f"this KVM accepts a TSC offset ({ticks:#x}) and ignores it: its guests read the "
@@ -64,7 +63,7 @@ class ApicMethods:
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.vcpu().report_tpr_access()
         """
-        control = _ffi.new("struct kvm_tpr_access_ctl *", {"enabled": enabled})
+        control = ffi.new("struct kvm_tpr_access_ctl *", {"enabled": enabled})
         ioctls.KVM_TPR_ACCESS_REPORTING(self._settle(0), control, f"{enabled}")
 
     def set_vapic_address(self, gpa: int) -> None:
@@ -76,5 +75,5 @@ class ApicMethods:
         >>> with kvmpy.VM("1M", irqchip=True) as other:
         ...     other.vcpu().set_vapic_address(0x3000)
         """
-        address = _ffi.new("struct kvm_vapic_addr *", {"vapic_addr": gpa})
+        address = ffi.new("struct kvm_vapic_addr *", {"vapic_addr": gpa})
         ioctls.KVM_SET_VAPIC_ADDR(self._settle(0), address, f"gpa {gpa:#x}")

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..ioctls import capabilities
 from ..run.bus import ClaimError
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..devices.ioapic import Ioapic
     from ..run.bus import Bus
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class HasFileno(Protocol):
@@ -69,13 +68,13 @@ class EventMethods:
         ...     other.irqfd(event, 4, deassign=True)
         >>> os.close(event)
         """
-        request = _ffi.new("struct kvm_irqfd *")
+        request = ffi.new("struct kvm_irqfd *")
         request.fd, request.gsi = _descriptor(eventfd), gsi
         if deassign:
-            request.flags |= _lib.KVM_IRQFD_FLAG_DEASSIGN
+            request.flags |= lib.KVM_IRQFD_FLAG_DEASSIGN
         if resample is not None and self.ioapic is None:
             capabilities.require(self, "KVM_CAP_IRQFD_RESAMPLE")
-            request.flags |= _lib.KVM_IRQFD_FLAG_RESAMPLE
+            request.flags |= lib.KVM_IRQFD_FLAG_RESAMPLE
             request.resamplefd = _descriptor(resample)
         ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {request.fd}, gsi {gsi}")
         if self.ioapic is not None:
@@ -92,7 +91,7 @@ class EventMethods:
         try:
             ioapic.resample(request.gsi, resample)
         except BaseException:
-            request.flags |= _lib.KVM_IRQFD_FLAG_DEASSIGN
+            request.flags |= lib.KVM_IRQFD_FLAG_DEASSIGN
             ioctls.KVM_IRQFD(self.fileno(), request)
             raise
         self._resampled |= {key}
@@ -118,15 +117,15 @@ class EventMethods:
         >>> vm.ioeventfd(event, 0xD000_0050, length=4, datamatch=0, deassign=True)
         >>> os.close(event)
         """
-        request = _ffi.new("struct kvm_ioeventfd *")
+        request = ffi.new("struct kvm_ioeventfd *")
         request.fd, request.addr, request.len = _descriptor(eventfd), address, length
         if datamatch is not None:
             request.datamatch = datamatch
-            request.flags |= _lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH
         if pio:
-            request.flags |= _lib.KVM_IOEVENTFD_FLAG_PIO
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_PIO
         if deassign:
-            request.flags |= _lib.KVM_IOEVENTFD_FLAG_DEASSIGN
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
         detail = f"eventfd {request.fd}, {'port' if pio else 'gpa'} {address:#x}, length {length}"
         ioctls.KVM_IOEVENTFD(self.fileno(), request, detail)
 
@@ -157,7 +156,7 @@ class EventMethods:
         for other in self._zones:  # KVM takes back every zone that contains the one it is told
             if other[0] == pio and other[1] < address + size and address < other[1] + other[2]:
                 raise ClaimError(f"{_zone(pio, address, size)} overlaps {_zone(*other)}")
-        error = _lib.shim_bus_coalesce(self.bus._bus, page, self.run_size)
+        error = lib.shim_bus_coalesce(self.bus._bus, page, self.run_size)
         if error:
             raise OSError(-error, os.strerror(-error), "the ring of coalesced writes")
         self._zone_ioctl(ioctls.KVM_REGISTER_COALESCED_MMIO, address, size, pio)
@@ -176,7 +175,7 @@ class EventMethods:
         self._zones -= {(pio, address, size)}
 
     def _zone_ioctl(self, ioctl: ioctls.Ioctl, address: int, size: int, pio: bool) -> None:
-        zone = _ffi.new("struct kvm_coalesced_mmio_zone *")
+        zone = ffi.new("struct kvm_coalesced_mmio_zone *")
         zone.addr, zone.size, zone.pio = address, size, pio
         ioctl(self.fileno(), zone, _zone(pio, address, size))
 

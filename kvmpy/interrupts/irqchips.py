@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
-from .. import _native
 from ..record import Record, value_text
+from ..shim import lib
 from ..values import dataclass, names, replace
-
-_lib = _native.lib
 
 #: Delivery modes by number, in the IOAPIC and in an MSI's data word.
 DELIVERY_MODES: Final = (
@@ -283,7 +281,7 @@ class PitState(Record):
 
 #: Which chip KVM_GET_IRQCHIP is about: its number there, its member of the union, its record.
 CHIPS: Final[dict[str, tuple[int, str, type[PicState] | type[IoapicState]]]] = {
-    "pic-master": (_lib.KVM_IRQCHIP_PIC_MASTER, "pic", PicState),
-    "pic-slave": (_lib.KVM_IRQCHIP_PIC_SLAVE, "pic", PicState),
-    "ioapic": (_lib.KVM_IRQCHIP_IOAPIC, "ioapic", IoapicState),
+    "pic-master": (lib.KVM_IRQCHIP_PIC_MASTER, "pic", PicState),
+    "pic-slave": (lib.KVM_IRQCHIP_PIC_SLAVE, "pic", PicState),
+    "ioapic": (lib.KVM_IRQCHIP_IOAPIC, "ioapic", IoapicState),
 }

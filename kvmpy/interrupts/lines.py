@@ -9,19 +9,19 @@ import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, overload
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import KvmIoctlError, UnsupportedError
 from ..ioctls import capabilities
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..devices.ioapic import Ioapic
     from .irqchips import IoapicState, PicState, PitState
     from .routing import MsiMessage, Route
 
-_lib, _ffi = _native.lib, _native.ffi
 
 #: Pins of the IOAPIC; GSIs from here on are free for MSIs.
-IOAPIC_PINS: int = _lib.KVM_IOAPIC_NUM_PINS
+IOAPIC_PINS: int = lib.KVM_IOAPIC_NUM_PINS
 
 
 class IrqStatus(int):
@@ -131,7 +131,7 @@ class IrqMethods:
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.irq_line(4, 1)
         """
-        line = _ffi.new("struct kvm_irq_level *")
+        line = ffi.new("struct kvm_irq_level *")
         line.irq, line.level = gsi, level
         ioctls.KVM_IRQ_LINE(self.fileno(), line, f"gsi {gsi}, level {level}")
 
@@ -142,7 +142,7 @@ class IrqMethods:
         ...     other.irq_line_status(20, 1)
         <IrqStatus -1: masked>
         """
-        line = _ffi.new("struct kvm_irq_level *")
+        line = ffi.new("struct kvm_irq_level *")
         line.irq, line.level = gsi, level
         ioctls.KVM_IRQ_LINE_STATUS(self.fileno(), line, f"gsi {gsi}, level {level}")
         return IrqStatus(line.status)
@@ -165,7 +165,7 @@ class IrqMethods:
         True
         """
         number, member, record = _chip(chip)
-        structure = _ffi.new("struct kvm_irqchip *", {"chip_id": number})
+        structure = ffi.new("struct kvm_irqchip *", {"chip_id": number})
         ioctls.KVM_GET_IRQCHIP(self.fileno(), structure, chip)
         return record.from_c(getattr(structure.chip, member))
 
@@ -180,7 +180,7 @@ class IrqMethods:
         number, member, record = _chip(chip)
         if not isinstance(state, record):
             raise TypeError(f"{chip} has a {record.__name__}, not a {type(state).__name__}")
-        structure = _ffi.new("struct kvm_irqchip *", {"chip_id": number})
+        structure = ffi.new("struct kvm_irqchip *", {"chip_id": number})
         state.fill(getattr(structure.chip, member))
         ioctls.KVM_SET_IRQCHIP(self.fileno(), structure, chip)
 
@@ -197,9 +197,9 @@ class IrqMethods:
         """
         if self.irqchip == "split":  # a KVM before 6.13 would make one that interrupts nobody
             raise KvmIoctlError("KVM_CREATE_PIT2", errno.ENOENT, "split irqchip")
-        if self.check_extension(_lib.KVM_CAP_PIT2):
-            config = _ffi.new("struct kvm_pit_config *")
-            config.flags = _lib.KVM_PIT_SPEAKER_DUMMY if speaker else 0
+        if self.check_extension(lib.KVM_CAP_PIT2):
+            config = ffi.new("struct kvm_pit_config *")
+            config.flags = lib.KVM_PIT_SPEAKER_DUMMY if speaker else 0
             ioctls.KVM_CREATE_PIT2(self.fileno(), config, f"flags {config.flags}")
         elif speaker:
             ioctls.KVM_CREATE_PIT(self.fileno())
@@ -218,8 +218,8 @@ class IrqMethods:
         ...     other.pit.channels[0].mode
         255
         """
-        with_flags = self.check_extension(_lib.KVM_CAP_PIT_STATE2)
-        structure = _ffi.new("struct kvm_pit_state2 *")
+        with_flags = self.check_extension(lib.KVM_CAP_PIT_STATE2)
+        structure = ffi.new("struct kvm_pit_state2 *")
         if with_flags:
             ioctls.KVM_GET_PIT2(self.fileno(), structure)
         else:  # the same three channels, and nothing after them
@@ -230,7 +230,7 @@ class IrqMethods:
 
     @pit.setter
     def pit(self, state: PitState) -> None:
-        if self.check_extension(_lib.KVM_CAP_PIT_STATE2):
+        if self.check_extension(lib.KVM_CAP_PIT_STATE2):
             ioctls.KVM_SET_PIT2(self.fileno(), state.to_c())
         elif state.flags:
             raise UnsupportedError(
@@ -245,7 +245,7 @@ class IrqMethods:
         >>> with kvmpy.VM(pit=True) as other:
         ...     other.reinject_pit(False)
         """
-        control = _ffi.new("struct kvm_reinject_control *")
+        control = ffi.new("struct kvm_reinject_control *")
         control.pit_reinject = reinject
         ioctls.KVM_REINJECT_CONTROL(self.fileno(), control, f"{reinject}")
 
@@ -283,7 +283,7 @@ class IrqMethods:
         """
         from .routing import MsiRoute, _table
 
-        structure, entries = _table(routes, self.check_extension(_lib.KVM_CAP_IRQ_ROUTING))
+        structure, entries = _table(routes, self.check_extension(lib.KVM_CAP_IRQ_ROUTING))
         for route in entries:
             if isinstance(route, MsiRoute):
                 self._check_address(route.address)
@@ -320,9 +320,9 @@ class IrqMethods:
         >>> with kvmpy.VM(irqchip=True) as other:
         ...     other.enable_x2apic_ids()
         """
-        flags = _lib.KVM_X2APIC_API_USE_32BIT_IDS
+        flags = lib.KVM_X2APIC_API_USE_32BIT_IDS
         if not broadcast_quirk:
-            flags |= _lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+            flags |= lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
         missing = flags & ~capabilities.require(self, "KVM_CAP_X2APIC_API")
         if missing:
             raise UnsupportedError(
@@ -353,10 +353,10 @@ class IrqMethods:
         if data is None:
             raise TypeError("an address needs its data")
         self._check_address(address)
-        message = _ffi.new("struct kvm_msi *")
+        message = ffi.new("struct kvm_msi *")
         _fill_msi(message, address, data)
         if devid is not None:
-            message.flags, message.devid = _lib.KVM_MSI_VALID_DEVID, devid
+            message.flags, message.devid = lib.KVM_MSI_VALID_DEVID, devid
         detail = f"address {address:#x}, data {data:#x}"
         result = ioctls.KVM_SIGNAL_MSI.raw(self.fileno(), message)
         if result == -errno.EPERM:  # -1 is how kvm_set_msi() says that no CPU took it

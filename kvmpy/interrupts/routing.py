@@ -10,11 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from .. import _native
 from ..paravirt.xen_methods import XEN_2LEVEL as XEN_2LEVEL
+from ..shim import ffi, lib
 from .irqchips import DELIVERY_MODES, DEST_MODES, TRIGGERS, choice
-
-_lib, _ffi = _native.lib, _native.ffi
 
 #: Where MSI addresses start; the LAPICs' registers are there too, for a CPU's own accesses.
 MSI_BASE = 0xFEE0_0000
@@ -109,7 +107,7 @@ class IrqchipRoute:
 
         if self.irqchip not in CHIPS:
             raise ValueError(f"irqchip {self.irqchip!r} is not one of {', '.join(CHIPS)}")
-        entry.type = _lib.KVM_IRQ_ROUTING_IRQCHIP
+        entry.type = lib.KVM_IRQ_ROUTING_IRQCHIP
         entry.u.irqchip.irqchip, entry.u.irqchip.pin = CHIPS[self.irqchip][0], self.pin
 
 
@@ -146,10 +144,10 @@ class MsiRoute:
         return MsiMessage.decode(self.address, self.data)
 
     def _fill(self, entry: Any) -> None:
-        entry.type = _lib.KVM_IRQ_ROUTING_MSI
+        entry.type = lib.KVM_IRQ_ROUTING_MSI
         _fill_msi(entry.u.msi, self.address, self.data)
         if self.devid is not None:
-            entry.flags, entry.u.msi.devid = _lib.KVM_MSI_VALID_DEVID, self.devid
+            entry.flags, entry.u.msi.devid = lib.KVM_MSI_VALID_DEVID, self.devid
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class HvSintRoute:
     sint: int
 
     def _fill(self, entry: Any) -> None:
-        entry.type = _lib.KVM_IRQ_ROUTING_HV_SINT
+        entry.type = lib.KVM_IRQ_ROUTING_HV_SINT
         entry.u.hv_sint.vcpu, entry.u.hv_sint.sint = self.vcpu, self.sint
 
 
@@ -183,7 +181,7 @@ class XenEventRoute:
     priority: int = XEN_2LEVEL
 
     def _fill(self, entry: Any) -> None:
-        entry.type = _lib.KVM_IRQ_ROUTING_XEN_EVTCHN
+        entry.type = lib.KVM_IRQ_ROUTING_XEN_EVTCHN
         target = entry.u.xen_evtchn
         target.port, target.vcpu, target.priority = self.port, self.vcpu, self.priority
 
@@ -216,7 +214,7 @@ def _table(routes: Iterable[Route], most: int) -> tuple[Any, tuple[Route, ...]]:
     entries = tuple(routes)
     if len(entries) > most:
         raise ValueError(f"{len(entries)} routes: this KVM takes {most}")
-    structure = _ffi.new("struct kvm_irq_routing *", {"entries": len(entries)})
+    structure = ffi.new("struct kvm_irq_routing *", {"entries": len(entries)})
     structure.nr = len(entries)
     for i, route in enumerate(entries):
         if not 0 <= route.gsi < most:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 from typing import Protocol
 
-from .. import _native
 from ..errors import UnsupportedError
-
-_lib = _native.lib
+from ..shim import lib
 
 PREFIX = "KVM_CAP_"
 
@@ -24,7 +22,7 @@ def names() -> tuple[str, ...]:
     >>> kvmpy.capabilities.names()[0]
     'KVM_CAP_IRQCHIP'
     """
-    found = [name for name in dir(_lib) if name.startswith(PREFIX)]
+    found = [name for name in dir(lib) if name.startswith(PREFIX)]
     return tuple(sorted(found, key=number))
 
 
@@ -41,7 +39,7 @@ def number(capability: int | str) -> int:
             raise ValueError(f"capability {capability} is negative")
         return capability
     full = capability if capability.startswith(PREFIX) else PREFIX + capability
-    value = getattr(_lib, full, None)
+    value = getattr(lib, full, None)
     if value is None:
         raise ValueError(f"no capability named {capability!r} is known here: give its number")
     result: int = value

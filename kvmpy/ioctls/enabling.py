@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .. import _native
+from ..shim import lib
 from ..values import dataclass
-
-_lib = _native.lib
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,18 @@ TABLE: Mapping[str, Enableable] = MappingProxyType(
 #: KVM_X86_DISABLE_EXITS_* as :meth:`VM.disable_exits` takes them.
 EXITS: Mapping[str, int] = MappingProxyType(
     {
-        "mwait": _lib.KVM_X86_DISABLE_EXITS_MWAIT,
-        "hlt": _lib.KVM_X86_DISABLE_EXITS_HLT,
-        "pause": _lib.KVM_X86_DISABLE_EXITS_PAUSE,
-        "cstate": _lib.KVM_X86_DISABLE_EXITS_CSTATE,
-        "aperfmperf": _lib.KVM_X86_DISABLE_EXITS_APERFMPERF,
+        "mwait": lib.KVM_X86_DISABLE_EXITS_MWAIT,
+        "hlt": lib.KVM_X86_DISABLE_EXITS_HLT,
+        "pause": lib.KVM_X86_DISABLE_EXITS_PAUSE,
+        "cstate": lib.KVM_X86_DISABLE_EXITS_CSTATE,
+        "aperfmperf": lib.KVM_X86_DISABLE_EXITS_APERFMPERF,
     }
 )
 #: KVM_X86_QUIRK_* by name.
 QUIRKS: Mapping[str, int] = MappingProxyType(
     {
-        name.removeprefix("KVM_X86_QUIRK_"): getattr(_lib, name)
-        for name in dir(_lib)
+        name.removeprefix("KVM_X86_QUIRK_"): getattr(lib, name)
+        for name in dir(lib)
         if name.startswith("KVM_X86_QUIRK_")
     }
 )

@@ -11,15 +11,14 @@ import fcntl
 import os
 from typing import Any
 
-from .. import _native
 from ..errors import ForkedError, KvmIoctlError, UnsupportedError, VmDeadError
+from ..shim import ffi, lib
 
-_lib, _ffi = _native.lib, _native.ffi
-_call, _call_with = _lib.shim_ioctl, _lib.shim_ioctl_with
+_call, _call_with = lib.shim_ioctl, lib.shim_ioctl_with
 _ioctl = fcntl.ioctl
-_from_buffer = _ffi.from_buffer
-_BYTES = _ffi.typeof("char[]")
-_CDATA = type(_ffi.new("int *"))
+_from_buffer = ffi.from_buffer
+_BYTES = ffi.typeof("char[]")
+_CDATA = type(ffi.new("int *"))
 
 #: What KVM answers when it lacks the whole feature; and also when only the argument is wrong.
 _PERHAPS_MISSING = frozenset(
@@ -51,7 +50,7 @@ class Ioctl:
         self.capability = None if capability == "-" else "KVM_CAP_" + capability
         self.section = "" if section == "-" else section
         self.method = method
-        self.request: int = getattr(_lib, name)
+        self.request: int = getattr(lib, name)
         #: Bytes of the structure, from the request's own number; 0 where it encodes none.
         self.size = self.request >> 16 & 0x3FFF
 
@@ -93,7 +92,7 @@ class Ioctl:
         if isinstance(argument, _CDATA):
             return argument
         if isinstance(argument, int):
-            return _ffi.cast("void *", int(argument))
+            return ffi.cast("void *", int(argument))
         buffer = _from_buffer(_BYTES, argument, True)  # KVM may write: bytes will not do
         if len(buffer) < self.size:
             raise ValueError(f"{self.name} takes {self.size} bytes of {self.argument}")
@@ -137,10 +136,10 @@ def lacks(fd: int, capability: str) -> bool:
     >>> kvmpy.ioctls.ioctl.lacks(vm.fileno(), "KVM_CAP_USER_MEMORY")
     False
     """
-    number = getattr(_lib, capability)
-    answer = _call(fd, _lib.KVM_CHECK_EXTENSION, number)
+    number = getattr(lib, capability)
+    answer = _call(fd, lib.KVM_CHECK_EXTENSION, number)
     if answer < 0 and fd in _origins:
-        answer = _call(_origins[fd][1], _lib.KVM_CHECK_EXTENSION, number)
+        answer = _call(_origins[fd][1], lib.KVM_CHECK_EXTENSION, number)
     return bool(answer == 0)
 
 
@@ -153,6 +152,6 @@ def _explain_eio(name: str, fd: int, detail: str) -> Exception:
             f"{name}: this VM was made by process {creator}, and KVM binds a VM to its process; "
             f"make a new one in process {os.getpid()}"
         )
-    if _call(fd, _lib.KVM_CHECK_EXTENSION, 0) != -errno.EIO:
+    if _call(fd, lib.KVM_CHECK_EXTENSION, 0) != -errno.EIO:
         return KvmIoctlError(name, errno.EIO, detail)
     return VmDeadError(name, errno.EIO, detail)

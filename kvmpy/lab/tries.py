@@ -10,7 +10,6 @@ import signal
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .. import _native
 from ..errors import KvmIoctlError, UnsupportedError
 from ..exits.reasons import (
     Exit,
@@ -24,11 +23,10 @@ from ..exits.reasons import (
 )
 from ..guests import image
 from ..probe.verdict import Verdict
+from ..shim import ffi, lib
 from ..vm import VM
 from ..x86.exceptions import VECTORS
 from ..x86.modes import Mode
-
-_lib, _ffi = _native.lib, _native.ffi
 
 LONG: Final = "long mode"
 LEGACY: Final = "32-bit protected mode"
@@ -220,11 +218,11 @@ def here(what: Try) -> Outcome:
     code = program.code
     # A control register's value is nothing this process could know: any will do to be refused.
     operand = 0 if isinstance(what.operand, str) else what.operand
-    result = _ffi.new("struct shim_host_try *")
+    result = ffi.new("struct shim_host_try *")
     entry = program[f"try.{what.name}"] - image.ORIGIN
     memory = bytes(16)
-    error = _lib.shim_host_try(
-        _ffi.from_buffer(code), len(code), entry, operand, memory, len(memory), result
+    error = lib.shim_host_try(
+        ffi.from_buffer(code), len(code), entry, operand, memory, len(memory), result
     )
     if error:
         raise OSError(-error, "cannot try an instruction in a child process")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .. import _native
+from ..shim import address_of
 from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..memory.guest import GuestMemory
 
-_ffi = _native.ffi
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 _PAGES = ("Rss:", "Private_Hugetlb:", "Shared_Hugetlb:")  # huge pages are no part of Rss
 
@@ -30,10 +29,7 @@ def measure(memory: GuestMemory) -> Resident:
     >>> kvmpy.machine.resident.measure(memory).host > 1 << 20
     True
     """
-    addresses = {
-        int(_ffi.cast("uintptr_t", _ffi.from_buffer(region.view[:]))): region.size
-        for region in memory.regions
-    }
+    addresses = {address_of(region.view[:]): region.size for region in memory.regions}
     guest = host = 0
     inside = False
     with open("/proc/self/smaps") as file:

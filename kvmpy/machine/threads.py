@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from .. import _native
 from ..errors import ClosedError, StillRunningError
 from ..run.thread import _take_back, arrive, pause_all, resume_all
+from ..shim import lib
 from ..values import dataclass
 from ..vcpu import VCPU
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..host.cgroup import ThreadGroup
     from ..host.scheduling import Scheduling
 
-_lib = _native.lib
 T = TypeVar("T")
 
 
@@ -128,7 +127,7 @@ class VcpuThreads(Generic[T]):
             _take_back(self._vcpus)
 
     def _main(self, vcpu: VCPU) -> None:
-        _lib.shim_name_thread(threading.current_thread().name.encode())
+        lib.shim_name_thread(threading.current_thread().name.encode())
         self._admitted.wait()
         ending: Ending[T]
         try:

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import ClosedError, DirtyRingOverrunError, KvmpyError, UnsupportedError
+from ..shim import ffi, lib
 from .dirty_pages import PAGES_PER_WORD, DirtyPages
 from .guest import PAGE_SIZE, Region
 from .slots import GUEST_MEMFD, Slot, Slots
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from ..vcpu import VCPU
     from ..vm import VM
 
-_lib, _ffi = _native.lib, _native.ffi
 
-RING_ENTRY_SIZE: int = _ffi.sizeof("struct kvm_dirty_gfn")
+RING_ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
 #: Entries copied at a time: the buffer lives as long as the ring.
 HARVEST = 1024
 
@@ -72,8 +72,8 @@ class DirtyMethods:
         """
         found = self.slots.of(slot)
         bitmap = bytearray(-(-found.pages // PAGES_PER_WORD) * 8)
-        request = _ffi.new("struct kvm_dirty_log *", {"slot": found.number})
-        keep = request.dirty_bitmap = _ffi.from_buffer(bitmap)
+        request = ffi.new("struct kvm_dirty_log *", {"slot": found.number})
+        keep = request.dirty_bitmap = ffi.from_buffer(bitmap)
         ioctls.KVM_GET_DIRTY_LOG(self.fileno(), request, f"slot {found.number}")
         del keep
         return DirtyPages(bitmap, found.pages, found.gpa)
@@ -109,11 +109,11 @@ class DirtyMethods:
             raise ValueError(f"{pages!r} are not the pages of {found!r}")
         else:
             bits = pages.bitmap[first_page // 8 : first_page // 8 + 8 * words]
-        request = _ffi.new(
+        request = ffi.new(
             "struct kvm_clear_dirty_log *",
             {"slot": found.number, "num_pages": number, "first_page": first_page},
         )
-        keep = request.dirty_bitmap = _ffi.from_buffer(bits)
+        keep = request.dirty_bitmap = ffi.from_buffer(bits)
         detail = f"slot {found.number}, pages {first_page}..{first_page + number - 1}"
         ioctls.KVM_CLEAR_DIRTY_LOG(self.fileno(), request, detail)
         del keep
@@ -134,8 +134,8 @@ class DirtyMethods:
         capability = "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"
         flags = 0
         if on:
-            flags = _lib.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
-            flags |= _lib.KVM_DIRTY_LOG_INITIALLY_SET if initially_set else 0
+            flags = lib.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+            flags |= lib.KVM_DIRTY_LOG_INITIALLY_SET if initially_set else 0
         there = self.check_extension(capability)
         if not there or flags & ~there:
             what = "no manual dirty log" if not there else "no initially set dirty log"
@@ -252,12 +252,12 @@ class DirtyRing:
     """
 
     def __init__(self, shim: Any, entries: int):
-        error = _lib.shim_dirty_map(shim, entries)
+        error = lib.shim_dirty_map(shim, entries)
         if error:
             raise OSError(-error, f"the dirty ring cannot be mapped: {os.strerror(-error)}")
         self._shim = shim  # the mapping is its
         self._lock = threading.Lock()
-        self._words = _ffi.new(f"uint64_t[{2 * HARVEST}]")
+        self._words = ffi.new(f"uint64_t[{2 * HARVEST}]")
         self._taken = 0  # since the last reset
         #: How many entries it has, those that KVM keeps for itself included.
         self.entries = entries
@@ -275,8 +275,8 @@ class DirtyRing:
         pages: list[tuple[int, int]] = []
         with self._lock:  # the position in the ring is one
             while True:
-                count = _lib.shim_dirty_harvest(self._shim, self._words, HARVEST)
-                words = iter(_ffi.unpack(self._words, 2 * count))
+                count = lib.shim_dirty_harvest(self._shim, self._words, HARVEST)
+                words = iter(ffi.unpack(self._words, 2 * count))
                 pages.extend(zip(words, words, strict=True))
                 if count < HARVEST:
                     break

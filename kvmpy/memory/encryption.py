@@ -7,40 +7,39 @@ import enum
 import errno
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import KvmIoctlError, UnsupportedError
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class SevCommand(enum.IntEnum):
     """KVM_SEV_*: what :meth:`VM.memory_encrypt_op` does."""
 
-    INIT = _lib.KVM_SEV_INIT
-    ES_INIT = _lib.KVM_SEV_ES_INIT
-    LAUNCH_START = _lib.KVM_SEV_LAUNCH_START
-    LAUNCH_UPDATE_DATA = _lib.KVM_SEV_LAUNCH_UPDATE_DATA
-    LAUNCH_UPDATE_VMSA = _lib.KVM_SEV_LAUNCH_UPDATE_VMSA
-    LAUNCH_SECRET = _lib.KVM_SEV_LAUNCH_SECRET
-    LAUNCH_MEASURE = _lib.KVM_SEV_LAUNCH_MEASURE
-    LAUNCH_FINISH = _lib.KVM_SEV_LAUNCH_FINISH
-    SEND_START = _lib.KVM_SEV_SEND_START
-    SEND_UPDATE_DATA = _lib.KVM_SEV_SEND_UPDATE_DATA
-    SEND_UPDATE_VMSA = _lib.KVM_SEV_SEND_UPDATE_VMSA
-    SEND_FINISH = _lib.KVM_SEV_SEND_FINISH
-    RECEIVE_START = _lib.KVM_SEV_RECEIVE_START
-    RECEIVE_UPDATE_DATA = _lib.KVM_SEV_RECEIVE_UPDATE_DATA
-    RECEIVE_UPDATE_VMSA = _lib.KVM_SEV_RECEIVE_UPDATE_VMSA
-    RECEIVE_FINISH = _lib.KVM_SEV_RECEIVE_FINISH
-    GUEST_STATUS = _lib.KVM_SEV_GUEST_STATUS
-    DBG_DECRYPT = _lib.KVM_SEV_DBG_DECRYPT
-    DBG_ENCRYPT = _lib.KVM_SEV_DBG_ENCRYPT
-    CERT_EXPORT = _lib.KVM_SEV_CERT_EXPORT
-    GET_ATTESTATION_REPORT = _lib.KVM_SEV_GET_ATTESTATION_REPORT
-    SEND_CANCEL = _lib.KVM_SEV_SEND_CANCEL
+    INIT = lib.KVM_SEV_INIT
+    ES_INIT = lib.KVM_SEV_ES_INIT
+    LAUNCH_START = lib.KVM_SEV_LAUNCH_START
+    LAUNCH_UPDATE_DATA = lib.KVM_SEV_LAUNCH_UPDATE_DATA
+    LAUNCH_UPDATE_VMSA = lib.KVM_SEV_LAUNCH_UPDATE_VMSA
+    LAUNCH_SECRET = lib.KVM_SEV_LAUNCH_SECRET
+    LAUNCH_MEASURE = lib.KVM_SEV_LAUNCH_MEASURE
+    LAUNCH_FINISH = lib.KVM_SEV_LAUNCH_FINISH
+    SEND_START = lib.KVM_SEV_SEND_START
+    SEND_UPDATE_DATA = lib.KVM_SEV_SEND_UPDATE_DATA
+    SEND_UPDATE_VMSA = lib.KVM_SEV_SEND_UPDATE_VMSA
+    SEND_FINISH = lib.KVM_SEV_SEND_FINISH
+    RECEIVE_START = lib.KVM_SEV_RECEIVE_START
+    RECEIVE_UPDATE_DATA = lib.KVM_SEV_RECEIVE_UPDATE_DATA
+    RECEIVE_UPDATE_VMSA = lib.KVM_SEV_RECEIVE_UPDATE_VMSA
+    RECEIVE_FINISH = lib.KVM_SEV_RECEIVE_FINISH
+    GUEST_STATUS = lib.KVM_SEV_GUEST_STATUS
+    DBG_DECRYPT = lib.KVM_SEV_DBG_DECRYPT
+    DBG_ENCRYPT = lib.KVM_SEV_DBG_ENCRYPT
+    CERT_EXPORT = lib.KVM_SEV_CERT_EXPORT
+    GET_ATTESTATION_REPORT = lib.KVM_SEV_GET_ATTESTATION_REPORT
+    SEND_CANCEL = lib.KVM_SEV_SEND_CANCEL
 
 
 def _error(ioctl: ioctls.Ioctl, fd: int, code: int, detail: str) -> Exception:
@@ -75,11 +74,11 @@ class EncryptionMethods:
         ...     str(error).split(":")[0]
         'KVM_MEMORY_ENCRYPT_OP'
         """
-        request = _ffi.new("struct kvm_sev_cmd *", {"id": command})
+        request = ffi.new("struct kvm_sev_cmd *", {"id": command})
         request.sev_fd = sev_fd & 0xFFFF_FFFF
         if data is not None:
-            buffer = _ffi.from_buffer("char[]", data, True)
-            request.data = int(_ffi.cast("uintptr_t", buffer))
+            buffer = ffi.from_buffer("char[]", data, True)
+            request.data = int(ffi.cast("uintptr_t", buffer))
         ioctl = ioctls.KVM_MEMORY_ENCRYPT_OP
         result = ioctl.raw(self.fileno(), request)
         if result < 0 and request.error:
@@ -114,9 +113,9 @@ class EncryptionMethods:
         self._region(ioctls.KVM_MEMORY_ENCRYPT_UNREG_REGION, memory)
 
     def _region(self, ioctl: ioctls.Ioctl, memory: Buffer) -> None:
-        buffer = _ffi.from_buffer("char[]", memory, True)
-        region = _ffi.new("struct kvm_enc_region *")
-        region.addr, region.size = int(_ffi.cast("uintptr_t", buffer)), len(buffer)
+        buffer = ffi.from_buffer("char[]", memory, True)
+        region = ffi.new("struct kvm_enc_region *")
+        region.addr, region.size = int(ffi.cast("uintptr_t", buffer)), len(buffer)
         result = ioctl.raw(self.fileno(), region)
         if result < 0:
             detail = f"{region.size:#x} bytes at host address {region.addr:#x}"

@@ -12,14 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from .. import _native
 from ..errors import ClosedError, GuestMemoryError
+from ..shim import address_of
 from .mapping import TRANSPARENT_FROM, map_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_ffi = _native.ffi
 
 Backing = Literal["anonymous", "memfd", "hugetlb"]
 
@@ -87,7 +86,7 @@ class Region:
         >>> memory.regions[0].hva % 4096
         0
         """
-        return int(_ffi.cast("uintptr_t", _ffi.from_buffer(self.view)))
+        return address_of(self.view)
 
     def _hold(self) -> memoryview:
         """Keeps the mapping where it is until released, whatever becomes of the region."""

@@ -6,16 +6,15 @@ from __future__ import annotations
 import enum
 import os
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import ClosedError
-
-_lib, _ffi = _native.lib, _native.ffi
+from ..shim import ffi, lib
 
 #: The host may map it (KVM_CAP_GUEST_MEMFD_FLAGS).
-FLAG_MMAP: int = _lib.GUEST_MEMFD_FLAG_MMAP
+FLAG_MMAP: int = lib.GUEST_MEMFD_FLAG_MMAP
 #: It begins as shared memory: the host can read and write what it maps.
-FLAG_INIT_SHARED: int = _lib.GUEST_MEMFD_FLAG_INIT_SHARED
-ATTRIBUTE_PRIVATE: int = _lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
+FLAG_INIT_SHARED: int = lib.GUEST_MEMFD_FLAG_INIT_SHARED
+ATTRIBUTE_PRIVATE: int = lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 
 class VmType(enum.IntEnum):
@@ -25,13 +24,13 @@ class VmType(enum.IntEnum):
     True
     """
 
-    DEFAULT = _lib.KVM_X86_DEFAULT_VM
+    DEFAULT = lib.KVM_X86_DEFAULT_VM
     #: Private memory without hardware behind it: for development.
-    SW_PROTECTED = _lib.KVM_X86_SW_PROTECTED_VM
-    SEV = _lib.KVM_X86_SEV_VM
-    SEV_ES = _lib.KVM_X86_SEV_ES_VM
-    SNP = _lib.KVM_X86_SNP_VM
-    TDX = _lib.KVM_X86_TDX_VM
+    SW_PROTECTED = lib.KVM_X86_SW_PROTECTED_VM
+    SEV = lib.KVM_X86_SEV_VM
+    SEV_ES = lib.KVM_X86_SEV_ES_VM
+    SNP = lib.KVM_X86_SNP_VM
+    TDX = lib.KVM_X86_TDX_VM
 
 
 def decode_vm_types(mask: int) -> tuple[VmType | int, ...]:
@@ -61,7 +60,7 @@ class GuestMemfd:
         self.size = size
         #: GUEST_MEMFD_FLAG_*.
         self.flags = flags
-        request = _ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
+        request = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
         detail = f"size {size:#x}, flags {flags:#x}"
         self._fd = ioctls.KVM_CREATE_GUEST_MEMFD(vm_fd, request, detail)
         os.set_inheritable(self._fd, False)  # KVM's other descriptors are made so

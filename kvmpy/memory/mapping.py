@@ -7,12 +7,11 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-from .. import _native
+from ..shim import address_of
 
 if TYPE_CHECKING:
     from .guest import Backing
 
-_ffi = _native.ffi
 
 HUGE_PAGE_SIZE = 2 << 20
 #: Anonymous memory from this size on can have transparent huge pages. A kernel in it touches
@@ -66,4 +65,4 @@ def _map_anonymous(size: int) -> tuple[mmap.mmap, int]:
     # KVM maps a huge page to the guest only where both addresses are multiples of its size, and
     # mmap() before Linux 6.7 gives any page's: so one huge page more, never touched.
     mapping = mmap.mmap(-1, size + HUGE_PAGE_SIZE, flags=flags)
-    return mapping, -int(_ffi.cast("uintptr_t", _ffi.from_buffer(mapping))) % HUGE_PAGE_SIZE
+    return mapping, -address_of(mapping) % HUGE_PAGE_SIZE

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import GuestMemoryError
 from ..ioctls import capabilities
+from ..shim import address_of, ffi, lib
 from .guest import PAGE_SIZE, parse_size
 from .guest_memfd import GuestMemfd
 from .slots import GUEST_MEMFD, Binding, Slot, Slots
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class MemoryMethods:
@@ -134,7 +133,7 @@ class MemoryMethods:
         >>> vm.memory_attributes in (0, kvmpy.guest_memfd.ATTRIBUTE_PRIVATE)
         True
         """
-        return self.check_extension(_lib.KVM_CAP_MEMORY_ATTRIBUTES)
+        return self.check_extension(lib.KVM_CAP_MEMORY_ATTRIBUTES)
 
     def set_memory_attributes(self, gpa: int, size: int, *, private: bool) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: the guest's accesses to [gpa, gpa + size) go to the slot's
@@ -146,12 +145,12 @@ class MemoryMethods:
         >>> if vm.memory_attributes:
         ...     vm.set_memory_attributes(0x10_0000, 0x1000, private=True)
         """
-        request = _ffi.new(
+        request = ffi.new(
             "struct kvm_memory_attributes *",
             {
                 "address": gpa,
                 "size": size,
-                "attributes": _lib.KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0,
+                "attributes": lib.KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0,
             },
         )
         detail = f"gpa {gpa:#x}, size {size:#x}, {'private' if private else 'shared'}"
@@ -166,10 +165,8 @@ def _host_range(hva: int | Buffer, size: int) -> tuple[memoryview | None, int]:
     if view.readonly or view.nbytes < size:
         view.release()
         raise ValueError(f"the buffer is read-only, or smaller than {size:#x} bytes")
-    pointer: Any = _ffi.from_buffer(view)
-    address = int(_ffi.cast("uintptr_t", pointer))
-    del pointer
+    address = address_of(view)
     if address % PAGE_SIZE:
         view.release()
-        raise ValueError(f"the buffer is at {address:#x}, which is no multiple of {PAGE_SIZE}")
+        raise ValueError(f"the buffer is at {address:#x}, not a multiple of {PAGE_SIZE}")
     return view, address

@@ -12,8 +12,9 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import ClosedError, GuestMemoryError, UnsupportedError
+from ..shim import ffi, lib
 from ..values import dataclass, replace
 from .guest import PAGE_SIZE, Region
 
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
     from .guest_memfd import GuestMemfd
     from .regions import MemoryMethods
 
-_lib, _ffi = _native.lib, _native.ffi
 
-LOG_DIRTY_PAGES: int = _lib.KVM_MEM_LOG_DIRTY_PAGES
-READONLY: int = _lib.KVM_MEM_READONLY
-GUEST_MEMFD: int = _lib.KVM_MEM_GUEST_MEMFD
+LOG_DIRTY_PAGES: int = lib.KVM_MEM_LOG_DIRTY_PAGES
+READONLY: int = lib.KVM_MEM_READONLY
+GUEST_MEMFD: int = lib.KVM_MEM_GUEST_MEMFD
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Binding:
             "userspace_addr": self.hva,
         }
         if self.guest_memfd is None:
-            request = _ffi.new("struct kvm_userspace_memory_region *", fields)
+            request = ffi.new("struct kvm_userspace_memory_region *", fields)
             ioctls.KVM_SET_USER_MEMORY_REGION(fd, request, detail)
             return
         memfd = self.guest_memfd
         fields["guest_memfd"] = memfd if isinstance(memfd, int) else memfd.fileno()
         fields["guest_memfd_offset"] = self.guest_memfd_offset
-        request = _ffi.new("struct kvm_userspace_memory_region2 *", fields)
+        request = ffi.new("struct kvm_userspace_memory_region2 *", fields)
         ioctls.KVM_SET_USER_MEMORY_REGION2(fd, request, detail)
 
 
@@ -372,7 +372,7 @@ class Slots(Mapping[int, Slot]):
     def check_read_only(self) -> None:
         """Raises UnsupportedError where KVM has no read-only slots."""
         vm = self._vm()
-        if vm is not None and not vm.check_extension(_lib.KVM_CAP_READONLY_MEM):
+        if vm is not None and not vm.check_extension(lib.KVM_CAP_READONLY_MEM):
             raise UnsupportedError("this KVM has no read-only memory slots", "KVM_CAP_READONLY_MEM")
 
     def _fd(self) -> int:

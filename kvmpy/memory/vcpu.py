@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
-
-_ffi = _native.ffi
+from .. import ioctls
+from ..shim import ffi
 
 
 class MemoryMethods:
@@ -29,7 +28,7 @@ class MemoryMethods:
         >>> if vm.check_extension("KVM_CAP_PRE_FAULT_MEMORY"):
         ...     assert cpu.pre_fault_memory(0, 0x10000) == 0x10000
         """
-        request = _ffi.new("struct kvm_pre_fault_memory *", {"gpa": gpa, "size": size})
+        request = ffi.new("struct kvm_pre_fault_memory *", {"gpa": gpa, "size": size})
         ioctl = ioctls.KVM_PRE_FAULT_MEMORY
         while True:
             fd = self.fileno()

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..exits.names import MSR_REASONS
 from ..run.bus import Bus, ClaimError
+from ..shim import ffi, lib
 from ..values import dataclass
 from .msrs import Key, index_of, name_of
-
-_lib, _ffi = _native.lib, _native.ffi
 
 #: ``handler(index)`` gives the value; None: #GP.
 ReadHandler = Callable[[int], int | None]
@@ -22,8 +21,8 @@ _R = TypeVar("_R", bound=ReadHandler)
 _W = TypeVar("_W", bound=WriteHandler)
 
 #: KVM's limits: ranges in a filter, and MSRs in a range.
-MAX_RANGES: int = _lib.KVM_MSR_FILTER_MAX_RANGES
-MAX_MSRS: int = 8 * _lib.KVM_MSR_FILTER_MAX_BITMAP_SIZE
+MAX_RANGES: int = lib.KVM_MSR_FILTER_MAX_RANGES
+MAX_MSRS: int = 8 * lib.KVM_MSR_FILTER_MAX_BITMAP_SIZE
 #: The x2APIC's registers, which no filter reaches.
 X2APIC = range(0x800, 0x900)
 
@@ -251,7 +250,7 @@ class FilterMethods:
         those without one stay #GP unless the mask has them too."""
         wanted = mask | (_FILTER_BIT if claims else 0)
         self.enable_capability("KVM_CAP_X86_USER_SPACE_MSR", wanted)
-        _lib.shim_bus_quiet_msrs(self.bus._bus, wanted != mask)
+        lib.shim_bus_quiet_msrs(self.bus._bus, wanted != mask)
 
     def _install(
         self,
@@ -297,15 +296,15 @@ def _denied(claims: Iterable[tuple[int, int, bool]]) -> list[MsrRange]:
 
 def _to_c(ranges: Sequence[MsrRange], default: Default) -> tuple[Any, list[Any]]:
     """The structure, and the bitmaps it points to."""
-    table = _ffi.new("struct kvm_msr_filter *")
+    table = ffi.new("struct kvm_msr_filter *")
     table.flags = (
-        _lib.KVM_MSR_FILTER_DEFAULT_DENY if default == "deny" else _lib.KVM_MSR_FILTER_DEFAULT_ALLOW
+        lib.KVM_MSR_FILTER_DEFAULT_DENY if default == "deny" else lib.KVM_MSR_FILTER_DEFAULT_ALLOW
     )
     kept = []
     for entry, one in zip(table.ranges, ranges, strict=False):
         # KVM copies whole longs.
-        bitmap = _ffi.new("uint8_t[]", one.bitmap.ljust(-(-len(one.bitmap) // 8) * 8, b"\0"))
+        bitmap = ffi.new("uint8_t[]", one.bitmap.ljust(-(-len(one.bitmap) // 8) * 8, b"\0"))
         kept.append(bitmap)
-        entry.flags = one.read * _lib.KVM_MSR_FILTER_READ | one.write * _lib.KVM_MSR_FILTER_WRITE
+        entry.flags = one.read * lib.KVM_MSR_FILTER_READ | one.write * lib.KVM_MSR_FILTER_WRITE
         entry.nmsrs, entry.base, entry.bitmap = one.count, one.base, bitmap
     return table, kept

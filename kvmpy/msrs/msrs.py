@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import ClosedError, MsrError, UnsupportedError
+from ..shim import ffi
 
 if TYPE_CHECKING:
     from ..kvm import KVM
 
-_ffi = _native.ffi
 
 #: KVM takes fewer than MAX_IO_MSRS = 256 entries at once.
 CHUNK = 255
@@ -207,7 +207,7 @@ class FeatureMsrs(_Reader):
 
 
 def _table(items: list[tuple[int, int]]) -> Any:
-    table = _ffi.new("struct kvm_msrs *", {"entries": len(items)})
+    table = ffi.new("struct kvm_msrs *", {"entries": len(items)})
     table.nmsrs = len(items)
     for entry, (index, value) in zip(table.entries, items, strict=True):
         entry.index, entry.data = index, value

@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import UnsupportedError
+from ..shim import ffi, lib
 
-_lib, _ffi = _native.lib, _native.ffi
-
-MASKED: int = _lib.KVM_PMU_EVENT_FLAG_MASKED_EVENTS
+MASKED: int = lib.KVM_PMU_EVENT_FLAG_MASKED_EVENTS
 _EXCLUDE = 1 << 55
 
 
@@ -97,8 +96,8 @@ class PmuMethods:
         if fixed_counters is None:
             fixed_counters = 0xFFFF_FFFF if action == "allow" else 0
         listed = list(events)
-        table = _ffi.new("struct kvm_pmu_event_filter *", {"events": listed})
-        table.action = _lib.KVM_PMU_EVENT_ALLOW if action == "allow" else _lib.KVM_PMU_EVENT_DENY
+        table = ffi.new("struct kvm_pmu_event_filter *", {"events": listed})
+        table.action = lib.KVM_PMU_EVENT_ALLOW if action == "allow" else lib.KVM_PMU_EVENT_DENY
         table.nevents = len(listed)
         table.fixed_counter_bitmap = fixed_counters
         table.flags = MASKED if masked else 0
@@ -116,8 +115,8 @@ class PmuMethods:
         ...     kvmpy.VM("1M", pmu=False).close()
         """
         capability = "KVM_CAP_PMU_CAPABILITY"
-        if not self.check_extension(capability) & _lib.KVM_PMU_CAP_DISABLE:
+        if not self.check_extension(capability) & lib.KVM_PMU_CAP_DISABLE:
             raise UnsupportedError(
                 f"this KVM cannot take the PMU from a VM ({capability})", capability
             )
-        self.enable_capability(capability, _lib.KVM_PMU_CAP_DISABLE)
+        self.enable_capability(capability, lib.KVM_PMU_CAP_DISABLE)

@@ -7,22 +7,21 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..cpuid.cpuid import Cpuid
 from ..interrupts.eventfds import HasFileno, _descriptor
 from ..ioctls import capabilities
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vm import VM
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 def _supported_cpuid(fd: int) -> Cpuid:
     """The leaves 0x40000000 on that KVM's enlightenments ask for. E2BIG means: a larger table."""
     ioctl, entries = ioctls.KVM_GET_SUPPORTED_HV_CPUID, 16
     while True:
-        table = _ffi.new("struct kvm_cpuid2 *", {"entries": entries})
+        table = ffi.new("struct kvm_cpuid2 *", {"entries": entries})
         table.nent = entries
         result = ioctl.raw(fd, table)
         if result >= 0:
@@ -53,9 +52,9 @@ class HypervMethods:
         ...     vm.hyperv_eventfd(1, deassign=True)
         >>> os.close(event)
         """
-        request = _ffi.new("struct kvm_hyperv_eventfd *", {"conn_id": conn_id})
+        request = ffi.new("struct kvm_hyperv_eventfd *", {"conn_id": conn_id})
         request.fd = _descriptor(eventfd)
-        request.flags = _lib.KVM_HYPERV_EVENTFD_DEASSIGN if deassign else 0
+        request.flags = lib.KVM_HYPERV_EVENTFD_DEASSIGN if deassign else 0
         ioctls.KVM_HYPERV_EVENTFD(self.fileno(), request, f"connection {conn_id:#x}")
 
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from .. import _native
+from ..shim import lib
 from ..values import dataclass, names
 from .xen_methods import XEN_2LEVEL
-
-_lib = _native.lib
 
 INVALID = (1 << 64) - 1
 """The gfn or gpa that takes a shared page back (KVM_XEN_INVALID_GFN, KVM_XEN_INVALID_GPA)."""
@@ -59,7 +57,7 @@ class VcpuAttribute(Attribute):
 class LongMode(VmAttribute):
     """Whether the shared pages have 64-bit layout."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_LONG_MODE
+    number: ClassVar[int] = lib.KVM_XEN_ATTR_TYPE_LONG_MODE
     member: ClassVar[str] = "long_mode"
     enabled: int
 
@@ -68,7 +66,7 @@ class LongMode(VmAttribute):
 class SharedInfo(VmAttribute):
     """The shared_info page: its guest frame number; INVALID for none."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_SHARED_INFO
+    number: ClassVar[int] = lib.KVM_XEN_ATTR_TYPE_SHARED_INFO
     member: ClassVar[str] = "shared_info"
     gfn: int
 
@@ -77,7 +75,7 @@ class SharedInfo(VmAttribute):
 class UpcallVector(VmAttribute):
     """The vector by which all vCPUs hear of events."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_UPCALL_VECTOR
+    number: ClassVar[int] = lib.KVM_XEN_ATTR_TYPE_UPCALL_VECTOR
     member: ClassVar[str] = "vector"
     vector: int
 
@@ -86,7 +84,7 @@ class UpcallVector(VmAttribute):
 class Version(VmAttribute):
     """What HYPERVISOR_xen_version says: ``major << 16 | minor``."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_XEN_VERSION
+    number: ClassVar[int] = lib.KVM_XEN_ATTR_TYPE_XEN_VERSION
     member: ClassVar[str] = "xen_version"
     version: int
 
@@ -95,7 +93,7 @@ class Version(VmAttribute):
 class RunstateUpdateFlag(VmAttribute):
     """Whether XEN_RUNSTATE_UPDATE marks runstate times that are being written."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG
+    number: ClassVar[int] = lib.KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG
     member: ClassVar[str] = "runstate_update_flag"
     enabled: int
 
@@ -109,7 +107,7 @@ class EventChannel(VmAttribute):
     ``flags``: KVM_XEN_EVTCHN_DEASSIGN 1, _UPDATE 2, _RESET 4 (all of them).
     """
 
-    number: ClassVar[int] = _lib.KVM_XEN_ATTR_TYPE_EVTCHN
+    number: ClassVar[int] = lib.KVM_XEN_ATTR_TYPE_EVTCHN
     member: ClassVar[str] = "evtchn"
     send_port: int
     type: int = INTERDOMAIN
@@ -138,7 +136,7 @@ class EventChannel(VmAttribute):
 class VcpuInfo(VcpuAttribute):
     """Where the vCPU's vcpu_info is; INVALID for none."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO
     member: ClassVar[str] = "gpa"
     gpa: int
 
@@ -147,7 +145,7 @@ class VcpuInfo(VcpuAttribute):
 class VcpuTimeInfo(VcpuAttribute):
     """Where an additional copy of the paravirtual clock is kept."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO
     member: ClassVar[str] = "gpa"
     gpa: int
 
@@ -156,7 +154,7 @@ class VcpuTimeInfo(VcpuAttribute):
 class RunstateAddress(VcpuAttribute):
     """Where the vcpu_runstate_info is kept."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR
     member: ClassVar[str] = "gpa"
     gpa: int
 
@@ -165,7 +163,7 @@ class RunstateAddress(VcpuAttribute):
 class RunstateCurrent(VcpuAttribute):
     """The runstate now: RUNSTATE_running 0, _runnable 1, _blocked 2, _offline 3."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT
     member: ClassVar[str] = "runstate"
     state: int
 
@@ -175,7 +173,7 @@ class RunstateData(VcpuAttribute):
     """The runstate and the time spent in each, ns, as a whole: of a vCPU that is restored.
     ``state_entry_time`` is the sum of the times, and not later than the VM's clock."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA
     member: ClassVar[str] = "runstate"
     state: int
     state_entry_time: int
@@ -189,7 +187,7 @@ class RunstateData(VcpuAttribute):
 class RunstateAdjust(VcpuAttribute):
     """What to add to the times, ns: they may wrap. ``state`` INVALID leaves it. Can only be set."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADJUST
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADJUST
     member: ClassVar[str] = "runstate"
     state: int = INVALID
     time_running: int = 0
@@ -208,7 +206,7 @@ class RunstateAdjust(VcpuAttribute):
 class VcpuId(VcpuAttribute):
     """Xen's number for the vCPU."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID
     member: ClassVar[str] = "vcpu_id"
     id: int
 
@@ -217,7 +215,7 @@ class VcpuId(VcpuAttribute):
 class Timer(VcpuAttribute):
     """The singleshot timer: the event channel it raises, and when, ns; 0 for not at all."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_TIMER
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_TIMER
     member: ClassVar[str] = "timer"
     port: int
     priority: int = XEN_2LEVEL
@@ -228,6 +226,6 @@ class Timer(VcpuAttribute):
 class VcpuUpcallVector(VcpuAttribute):
     """The vector by which this vCPU hears of events."""
 
-    number: ClassVar[int] = _lib.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR
+    number: ClassVar[int] = lib.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR
     member: ClassVar[str] = "vector"
     vector: int

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..ioctls import capabilities
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vm import VM
     from .xen import VcpuAttribute, VmAttribute
 
-_lib, _ffi = _native.lib, _native.ffi
 
 _PAGE = 4096
 #: An event's priority: deliver by the 2-level ABI.
@@ -52,13 +52,13 @@ class XenMethods:
         ...     vm.configure_xen(0x4000_0000)
         """
         if flags is None:
-            flags = _lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL
+            flags = lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL
         capabilities.require(self, "KVM_CAP_XEN_HVM")
-        config = _ffi.new("struct kvm_xen_hvm_config *", {"flags": flags, "msr": msr})
+        config = ffi.new("struct kvm_xen_hvm_config *", {"flags": flags, "msr": msr})
         config.blob_size_32, config.blob_size_64 = _pages(blob_32, 32), _pages(blob_64, 64)
-        kept = [_ffi.from_buffer(blob) for blob in (blob_32, blob_64)]
+        kept = [ffi.from_buffer(blob) for blob in (blob_32, blob_64)]
         config.blob_addr_32, config.blob_addr_64 = (
-            int(_ffi.cast("uintptr_t", address)) if len(address) else 0 for address in kept
+            int(ffi.cast("uintptr_t", address)) if len(address) else 0 for address in kept
         )
         ioctls.KVM_XEN_HVM_CONFIG(self.fileno(), config, f"msr {msr:#x}, flags {flags:#x}")
 
@@ -69,7 +69,7 @@ class XenMethods:
         ...     assert vm.get_xen_attribute(kvmpy.xen.LongMode).enabled in (0, 1)
         """
         capabilities.require(self, "KVM_CAP_XEN_HVM")
-        structure = _ffi.new("struct kvm_xen_hvm_attr *", {"type": kind.number})
+        structure = ffi.new("struct kvm_xen_hvm_attr *", {"type": kind.number})
         ioctls.KVM_XEN_HVM_GET_ATTR(self.fileno(), structure, kind.__name__)
         return kind._of(structure)
 
@@ -80,7 +80,7 @@ class XenMethods:
         ...     vm.set_xen_attribute(kvmpy.xen.LongMode(True))
         """
         capabilities.require(self, "KVM_CAP_XEN_HVM")
-        structure = _ffi.new("struct kvm_xen_hvm_attr *")
+        structure = ffi.new("struct kvm_xen_hvm_attr *")
         value._fill(structure)
         ioctls.KVM_XEN_HVM_SET_ATTR(self.fileno(), structure, f"{value}")
 
@@ -93,7 +93,7 @@ class XenMethods:
         ...     vm.send_xen_event(1, 0)
         """
         capabilities.require(self, "KVM_CAP_XEN_HVM")
-        event = _ffi.new("struct kvm_irq_routing_xen_evtchn *")
+        event = ffi.new("struct kvm_irq_routing_xen_evtchn *")
         event.port, event.vcpu, event.priority = port, vcpu, priority
         ioctls.KVM_XEN_HVM_EVTCHN_SEND(self.fileno(), event, f"port {port}, vCPU {vcpu}")
 
@@ -113,7 +113,7 @@ class XenVcpuMethods:
         ...     assert cpu.get_xen_attribute(kvmpy.xen.VcpuInfo).gpa == kvmpy.xen.INVALID
         """
         capabilities.require(self.vm, "KVM_CAP_XEN_HVM")
-        structure = _ffi.new("struct kvm_xen_vcpu_attr *", {"type": kind.number})
+        structure = ffi.new("struct kvm_xen_vcpu_attr *", {"type": kind.number})
         ioctls.KVM_XEN_VCPU_GET_ATTR(self._settle(0), structure, kind.__name__)
         return kind._of(structure)
 
@@ -124,6 +124,6 @@ class XenVcpuMethods:
         ...     cpu.set_xen_attribute(kvmpy.xen.VcpuInfo(0x3000))
         """
         capabilities.require(self.vm, "KVM_CAP_XEN_HVM")
-        structure = _ffi.new("struct kvm_xen_vcpu_attr *")
+        structure = ffi.new("struct kvm_xen_vcpu_attr *")
         value._fill(structure)
         ioctls.KVM_XEN_VCPU_SET_ATTR(self._settle(0), structure, f"{value}")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import _native
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
+from ..shim import lib
 
 if TYPE_CHECKING:
     from .bus import Bus
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class _Cpu(Protocol):
@@ -53,7 +51,7 @@ class AnswerMethods:
             raise ValueError(f"{type(exit).__name__} is not a read, and takes no answer")
         if not isinstance(data, int) or not -(1 << 63) <= data < 1 << 64:
             raise ValueError(f"{type(exit).__name__} is answered by a number of 64 bits: {data!r}")
-        if _lib.shim_reply(self._shim, data & (1 << 64) - 1):
+        if lib.shim_reply(self._shim, data & (1 << 64) - 1):
             raise ValueError("this exit has been answered, or takes no answer")
 
     def refuse(self: _Cpu) -> None:
@@ -74,7 +72,7 @@ class AnswerMethods:
         exit = self._decode()
         if not exit.answerable:
             raise ValueError(f"the last exit was {type(exit).__name__}: nothing to refuse")
-        if _lib.shim_refuse(self._shim):
+        if lib.shim_refuse(self._shim):
             raise ValueError("this exit has been answered, or takes no answer")
 
     def _serve_msr(self: _Cpu) -> None:
@@ -83,7 +81,7 @@ class AnswerMethods:
         function = self._bus.msr_handlers[handler]
         answer = function(index, value) if is_write else function(index)
         if (answer is None and not is_write) or answer is False:
-            _lib.shim_refuse(self._shim)
+            lib.shim_refuse(self._shim)
         elif not is_write:
             self._report.cast("Q")[4] = _checked_value(index, answer)
 
@@ -96,7 +94,7 @@ def _answer_read(shim: Any, exit: exits.IoIn | exits.MmioRead, data: bytes | int
         raw = data.to_bytes(length, "little")
     else:
         raw = data
-    error = _lib.shim_answer(shim, raw, len(raw))
+    error = lib.shim_answer(shim, raw, len(raw))
     if error == -errno.EMSGSIZE:
         raise ValueError(f"{len(raw)} bytes for a read of {length}")
     if error:

@@ -12,10 +12,8 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from .. import _native
 from ..errors import ClosedError, KvmpyError
-
-_lib, _ffi = _native.lib, _native.ffi
+from ..shim import ffi, lib
 
 #: ``handler(address, size, value)``: value is None for a read, whose answer it returns.
 AccessHandler = Callable[[int, int, int | None], int | None]
@@ -44,7 +42,7 @@ class Counter:
     __slots__ = ("_counter",)
 
     def __init__(self) -> None:
-        self._counter = _ffi.new("struct shim_counter *")
+        self._counter = ffi.new("struct shim_counter *")
 
     @property
     def reads(self) -> int:
@@ -123,10 +121,10 @@ class Bus:
     """The ports and MMIO ranges of one VM."""
 
     def __init__(self) -> None:
-        bus = _lib.shim_bus_new()
-        if bus == _ffi.NULL:
+        bus = lib.shim_bus_new()
+        if bus == ffi.NULL:
             raise MemoryError("no memory for a bus")
-        self._bus = _ffi.gc(bus, _lib.shim_bus_free)
+        self._bus = ffi.gc(bus, lib.shim_bus_free)
         self.handlers: list[AccessHandler] = []
         self.batch_handlers: list[Callable[[WriteBatch], None]] = []
         self.msr_handlers: list[Callable[..., Any]] = []
@@ -140,8 +138,8 @@ class Bus:
         if first < 0 or not 1 <= length < 1 << 64 or first + length > end:
             kind = "MMIO range" if mmio else "port range"
             raise ClaimError(f"{kind} {first:#x}+{length:#x} is not one")
-        pointer = _ffi.NULL if target is None else _ffi.cast("void *", target)
-        error = _lib.shim_bus_claim(self._bus, mmio, first, length, owner, handler, pointer)
+        pointer = ffi.NULL if target is None else ffi.cast("void *", target)
+        error = lib.shim_bus_claim(self._bus, mmio, first, length, owner, handler, pointer)
         if error == -errno.EEXIST:
             kind = "MMIO" if mmio else "port"
             raise ClaimError(
@@ -155,7 +153,7 @@ class Bus:
 
         >>> vm.bus.handle(False, 0x10, 1, lambda port, size, value: 42)
         """
-        self._claim(mmio, first, length, _lib.SHIM_OWNER_PYTHON, len(self.handlers))
+        self._claim(mmio, first, length, lib.SHIM_OWNER_PYTHON, len(self.handlers))
         self.handlers.append(handler)
 
     def attach(self, device: Device, first: int, *, mmio: bool = False) -> None:
@@ -163,7 +161,7 @@ class Bus:
 
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
         """
-        self._claim(mmio, first, device.length, _lib.SHIM_OWNER_DEVICE, 0, device._device)
+        self._claim(mmio, first, device.length, lib.SHIM_OWNER_DEVICE, 0, device._device)
         self._kept.append(device)
 
     def count(self, mmio: bool, first: int, length: int) -> Counter:
@@ -173,7 +171,7 @@ class Bus:
         <Counter 0 reads, 0 writes>
         """
         counter = Counter()
-        self._claim(mmio, first, length, _lib.SHIM_OWNER_COUNTER, 0, counter._counter)
+        self._claim(mmio, first, length, lib.SHIM_OWNER_COUNTER, 0, counter._counter)
         self._kept.append(counter)
         return counter
 
@@ -184,7 +182,7 @@ class Bus:
 
         >>> vm.bus.defer(False, 0x10, 1, lambda batch: print(len(batch)))
         """
-        self._claim(mmio, first, length, _lib.SHIM_OWNER_RING, len(self.batch_handlers))
+        self._claim(mmio, first, length, lib.SHIM_OWNER_RING, len(self.batch_handlers))
         self.batch_handlers.append(handler)
 
     def release(self, mmio: bool, first: int) -> None:
@@ -193,7 +191,7 @@ class Bus:
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
         >>> vm.bus.release(False, 0x80)
         """
-        error = _lib.shim_bus_release(self._bus, mmio, first)
+        error = lib.shim_bus_release(self._bus, mmio, first)
         if error == -errno.ENOENT:
             raise ClaimError(f"no claim starts at {first:#x}")
         if error:
@@ -206,11 +204,11 @@ class Bus:
 
         >>> vm.bus.handle_msr(False, 0x10, 1, lambda index, value: 0)
         """
-        space = _lib.SHIM_WRMSR if is_write else _lib.SHIM_RDMSR
+        space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
         self.msr_handlers.append(handler)  # first: a vCPU may ask at once
-        error = _lib.shim_bus_claim(
-            self._bus, space, first, count, _lib.SHIM_OWNER_PYTHON, len(self.msr_handlers) - 1,
-            _ffi.NULL,
+        error = lib.shim_bus_claim(
+            self._bus, space, first, count, lib.SHIM_OWNER_PYTHON, len(self.msr_handlers) - 1,
+            ffi.NULL,
         )  # fmt: skip
         if error == -errno.EEXIST:
             raise ClaimError(f"MSRs {first:#x}..{first + count - 1:#x}: some have a handler")
@@ -225,8 +223,8 @@ class Bus:
         >>> vm.bus.handle_msr(False, 0x10, 1, lambda index, value: 0)
         >>> vm.bus.release_msr(False, 0x10)
         """
-        space = _lib.SHIM_WRMSR if is_write else _lib.SHIM_RDMSR
-        error = _lib.shim_bus_release(self._bus, space, first)
+        space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
+        error = lib.shim_bus_release(self._bus, space, first)
         if error == -errno.ENOENT:
             raise ClaimError(f"no handler's MSRs start at {first:#x}")
         if error:

@@ -9,14 +9,13 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import UnsupportedError
 from ..ioctls import capabilities
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 def _enable(
@@ -25,7 +24,7 @@ def _enable(
     number, full = capabilities.number(capability), capabilities.name(capability)
     if len(args) > 4:
         raise ValueError(f"{full}: {len(args)} arguments, KVM_ENABLE_CAP takes four")
-    request = _ffi.new("struct kvm_enable_cap *")
+    request = ffi.new("struct kvm_enable_cap *")
     request.cap, request.flags = number, flags
     for i, value in enumerate(args):
         if not 0 <= value < 1 << 64:
@@ -128,7 +127,7 @@ class VmEnableMethods:
         >>> vm.check_extension("X86_BUS_LOCK_EXIT") in (0, 1, 2, 3)
         True
         """
-        bit = _lib.KVM_BUS_LOCK_DETECTION_EXIT if on else _lib.KVM_BUS_LOCK_DETECTION_OFF
+        bit = lib.KVM_BUS_LOCK_DETECTION_EXIT if on else lib.KVM_BUS_LOCK_DETECTION_OFF
         self._enable_supported("X86_BUS_LOCK_EXIT", bit, "exits on bus locks")
 
     def exit_on_notify(self, window: int, *, to_user_space: bool = True) -> None:
@@ -141,9 +140,9 @@ class VmEnableMethods:
         """
         if not 0 <= window < 1 << 32:
             raise ValueError(f"a notify window of {window}: not in 0..2**32-1")
-        flags = _lib.KVM_X86_NOTIFY_VMEXIT_ENABLED
+        flags = lib.KVM_X86_NOTIFY_VMEXIT_ENABLED
         if to_user_space:
-            flags |= _lib.KVM_X86_NOTIFY_VMEXIT_USER
+            flags |= lib.KVM_X86_NOTIFY_VMEXIT_USER
         self.enable_capability("X86_NOTIFY_VMEXIT", window << 32 | flags)
 
     def disable_exits(self, *exits: str) -> None:
@@ -208,7 +207,7 @@ class VmEnableMethods:
         >>> vm.check_extension("PMU_CAPABILITY") in (0, 1)
         True
         """
-        self._enable_supported("PMU_CAPABILITY", _lib.KVM_PMU_CAP_DISABLE, "disabling the PMU")
+        self._enable_supported("PMU_CAPABILITY", lib.KVM_PMU_CAP_DISABLE, "disabling the PMU")
 
     def apic_bus_cycle(self, ns: int) -> None:
         """KVM_CAP_X86_APIC_BUS_CYCLES_NS, with an irqchip and before the first vCPU: ns of one

@@ -7,12 +7,12 @@ import signal
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..state.live import SpecialRegisters
 
-_lib, _ffi = _native.lib, _native.ffi
 
 #: Signals that KVM_RUN must let through: the shim's kick, and what Python and the kernel need.
 NEVER_BLOCKED = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP))
@@ -116,7 +116,7 @@ class RunPageMethods:
         >>> cpu.in_smm
         False
         """
-        return bool(self._page().flags & _lib.KVM_RUN_X86_SMM)
+        return bool(self._page().flags & lib.KVM_RUN_X86_SMM)
 
     @property
     def in_guest_mode(self) -> bool:
@@ -125,7 +125,7 @@ class RunPageMethods:
         >>> cpu.in_guest_mode
         False
         """
-        return bool(self._page().flags & _lib.KVM_RUN_X86_GUEST_MODE)
+        return bool(self._page().flags & lib.KVM_RUN_X86_GUEST_MODE)
 
     @property
     def bus_locked(self) -> bool:
@@ -135,7 +135,7 @@ class RunPageMethods:
         >>> cpu.bus_locked
         False
         """
-        return bool(self._page().flags & _lib.KVM_RUN_X86_BUS_LOCK)
+        return bool(self._page().flags & lib.KVM_RUN_X86_BUS_LOCK)
 
     def smi(self) -> None:
         """KVM_SMI: queue a system management interrupt. In system management mode the guest sees
@@ -165,10 +165,10 @@ class RunPageMethods:
         for number in blocked:
             if not 1 <= number <= 64:
                 raise ValueError(f"signal {number} is not in 1..64")
-            if number == _lib.shim_kick_signal() or number in NEVER_BLOCKED:
+            if number == lib.shim_kick_signal() or number in NEVER_BLOCKED:
                 raise ValueError(f"signal {int(number)} must reach the vCPU: kicks need it")
             mask |= 1 << number - 1
-        structure = _ffi.new("struct kvm_signal_mask *", {"sigset": _SIGSET_BYTES})
+        structure = ffi.new("struct kvm_signal_mask *", {"sigset": _SIGSET_BYTES})
         structure.len = _SIGSET_BYTES
-        _ffi.memmove(structure.sigset, mask.to_bytes(_SIGSET_BYTES, "little"), _SIGSET_BYTES)
+        ffi.memmove(structure.sigset, mask.to_bytes(_SIGSET_BYTES, "little"), _SIGSET_BYTES)
         ioctls.KVM_SET_SIGNAL_MASK(self._settle(0), structure, f"mask {mask:#x}")

@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import StillRunningError
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..host.topology import Pin
     from ..state.live import Registers, SpecialRegisters
-
-_lib, _ffi = _native.lib, _native.ffi
 
 
 class ThreadMethods:
@@ -66,7 +65,7 @@ class ThreadMethods:
 
         cpus = topology.usable_cpus() if pin is None else topology.check_pins(pin)
         mask = sum(1 << cpu for cpu in cpus).to_bytes(max(cpus) // 8 + 1, "little")
-        error = _lib.shim_place(self._shim, mask, len(mask))
+        error = lib.shim_place(self._shim, mask, len(mask))
         if error:
             raise self._pin_error(cpus, -error)
         self._pin = None if pin is None else cpus
@@ -94,7 +93,7 @@ class ThreadMethods:
 
         >>> cpu.thread_id
         """
-        return _lib.shim_thread(self._shim) or None
+        return lib.shim_thread(self._shim) or None
 
     def pause(self, timeout: float = 5.0) -> bool:
         """Have the vCPU out of the guest, and keep it out until :meth:`resume`. True once it is:
@@ -131,7 +130,7 @@ class ThreadMethods:
         >>> cpu.paused
         False
         """
-        return bool(_lib.shim_pauses(self._shim))
+        return bool(lib.shim_pauses(self._shim))
 
 
 def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
@@ -146,7 +145,7 @@ def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
     try:
         for vcpu in vcpus:
             vcpu._open()
-            _lib.shim_pause(vcpu._shim)
+            lib.shim_pause(vcpu._shim)
             asked.append(vcpu)
         own = threading.get_native_id()
         if any(vcpu.thread_id == own for vcpu in vcpus):
@@ -161,7 +160,7 @@ def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
 
 def _wait(vcpu: ThreadMethods, until: int, timeout: float, in_a_run: bool = False) -> None:
     while True:
-        result = _lib.shim_pause_wait(vcpu._shim, until, in_a_run)
+        result = lib.shim_pause_wait(vcpu._shim, until, in_a_run)
         if result == 0:
             return
         if result == 1 and in_a_run:
@@ -210,8 +209,8 @@ def _take_back(vcpus: Sequence[ThreadMethods]) -> bool:
     # again, nor one just after.
     for vcpu in vcpus:
         vcpu.regs._fresh = vcpu.sregs._fresh = False
-    shims = _ffi.new("struct shim_vcpu *[]", [vcpu._shim for vcpu in vcpus])
-    none: int = _lib.shim_unpause(shims, len(vcpus))
+    shims = ffi.new("struct shim_vcpu *[]", [vcpu._shim for vcpu in vcpus])
+    none: int = lib.shim_unpause(shims, len(vcpus))
     for vcpu in vcpus:
         vcpu.regs._fresh = vcpu.sregs._fresh = False
     return none < len(vcpus)

@@ -11,17 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from typing import Any, Final, NamedTuple
 
-from .. import _native
 from ..cpuid.cpuid import Cpuid, Leaf
 from ..record import Record
+from ..shim import ffi
 from ..x86.state import StubTable
 from .host import HostIdentity
 from .interrupts import Lapic, VcpuEvents
 from .nested import NestedState
 from .registers import DebugRegs, Regs, Sregs2, Xcrs
 from .xsave import Xsave
-
-_ffi = _native.ffi
 
 
 class Codec(NamedTuple):
@@ -37,13 +35,13 @@ def _record(kind: type[Record]) -> Codec:
     """A record's bytes are those of its C structure, which is part of the kernel's ABI."""
 
     def to_bytes(record: Record) -> bytes:
-        return bytes(_ffi.buffer(record.to_c()))
+        return bytes(ffi.buffer(record.to_c()))
 
     def from_bytes(data: bytes) -> Record:
-        structure = _ffi.new(kind.c_name + " *")
-        if len(data) != _ffi.sizeof(structure[0]):
+        structure = ffi.new(kind.c_name + " *")
+        if len(data) != ffi.sizeof(structure[0]):
             raise ValueError(f"{kind.c_name} of {len(data)} bytes")
-        _ffi.memmove(structure, data, len(data))
+        ffi.memmove(structure, data, len(data))
         return kind.from_c(structure)
 
     def from_json(data: Any) -> Record:

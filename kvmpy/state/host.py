@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from .. import _native
 from ..cpuid.cpuid import Cpuid
+from ..shim import ffi, lib
 from .differences import Difference
 
-_lib, _ffi = _native.lib, _native.ffi
 _IDENTITY: Final = struct.Struct("<16s12sI")
 
 
@@ -36,10 +35,10 @@ class HostIdentity:
         """
         from ..probe.verdict import module_name
 
-        registers = _ffi.new("uint32_t[4]")
-        _lib.shim_cpuid(0, 0, registers)
+        registers = ffi.new("uint32_t[4]")
+        lib.shim_cpuid(0, 0, registers)
         vendor = struct.pack("<3I", registers[1], registers[3], registers[2]).decode("latin-1")
-        _lib.shim_cpuid(1, 0, registers)
+        lib.shim_cpuid(1, 0, registers)
         return cls(module_name(), vendor, registers[0])
 
     @property

@@ -5,11 +5,9 @@ from __future__ import annotations
 import enum
 from typing import ClassVar, Final
 
-from .. import _native
 from ..record import Record, flags_text
+from ..shim import lib
 from ..values import dataclass, replace
-
-_lib = _native.lib
 
 
 class MpState(enum.IntEnum):
@@ -19,14 +17,14 @@ class MpState(enum.IntEnum):
     True
     """
 
-    RUNNABLE = _lib.KVM_MP_STATE_RUNNABLE
+    RUNNABLE = lib.KVM_MP_STATE_RUNNABLE
     #: An application processor that has not got INIT yet.
-    UNINITIALIZED = _lib.KVM_MP_STATE_UNINITIALIZED
+    UNINITIALIZED = lib.KVM_MP_STATE_UNINITIALIZED
     #: Got INIT, waits for SIPI.
-    INIT_RECEIVED = _lib.KVM_MP_STATE_INIT_RECEIVED
-    HALTED = _lib.KVM_MP_STATE_HALTED
-    SIPI_RECEIVED = _lib.KVM_MP_STATE_SIPI_RECEIVED
-    AP_RESET_HOLD = _lib.KVM_MP_STATE_AP_RESET_HOLD
+    INIT_RECEIVED = lib.KVM_MP_STATE_INIT_RECEIVED
+    HALTED = lib.KVM_MP_STATE_HALTED
+    SIPI_RECEIVED = lib.KVM_MP_STATE_SIPI_RECEIVED
+    AP_RESET_HOLD = lib.KVM_MP_STATE_AP_RESET_HOLD
 
 
 #: Exceptions by vector (SDM vol. 3, "Protected-Mode Exceptions and Interrupts").

@@ -12,11 +12,10 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import ClosedError, KvmIoctlError
 from ..record import flags_text
-
-_lib, _ffi = _native.lib, _native.ffi
+from ..shim import ffi, lib
 
 GENERAL = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
@@ -58,12 +57,12 @@ class _Page:
         self._field = field
         #: False after each run; the page may be stale then.
         self._fresh = False
-        self._bytes = memoryview(_ffi.buffer(shim.regs, offset + size))[offset:].cast("B")
+        self._bytes = memoryview(ffi.buffer(shim.regs, offset + size))[offset:].cast("B")
 
     def _refresh(self) -> None:
         # Before the call, which lets other threads in: one that starts a run takes it back.
         self._fresh = True
-        error = _lib.shim_sync(self._shim, self._field)
+        error = lib.shim_sync(self._shim, self._field)
         if error:
             self._fresh = False
             raise _sync_error(self._shim.fd, -error)
@@ -130,7 +129,7 @@ class Registers(_Page):
     __slots__ = ("_words",)
 
     def __init__(self, shim: Any):
-        super().__init__(shim, _lib.KVM_SYNC_X86_REGS, 0, _ALL_GENERAL.size)
+        super().__init__(shim, lib.KVM_SYNC_X86_REGS, 0, _ALL_GENERAL.size)
         self._words = self._bytes.cast("Q")
 
     rax = _word(0, "rax")
@@ -214,7 +213,7 @@ def general_text(values: Mapping[str, int]) -> str:
 
 
 # The order of x86 in struct kvm_regs is asked of the compiler once, not trusted.
-_OFFSETS = {name: _ffi.offsetof("struct kvm_regs", name) for name in GENERAL}
+_OFFSETS = {name: ffi.offsetof("struct kvm_regs", name) for name in GENERAL}
 if [_OFFSETS[name] for name in GENERAL] != [8 * i for i in range(18)]:  # pragma: no cover
     raise ImportError("struct kvm_regs is not laid out as this package expects")
 
@@ -231,7 +230,7 @@ True
 
 def _field(struct_name: str, name: str, size: int, doc: str = "") -> _Field:
     """A field of a structure at ``self._offset`` of the special-register page."""
-    offset = _ffi.offsetof(struct_name, name)
+    offset = ffi.offsetof(struct_name, name)
     bits = 8 * size
 
     def get(self: Any) -> int:
@@ -286,7 +285,7 @@ class SegmentView:
 
     def __init__(self, page: SpecialRegisters, name: str):
         self._page, self._name = page, name
-        self._offset = _ffi.offsetof("struct kvm_sregs", name)
+        self._offset = ffi.offsetof("struct kvm_sregs", name)
 
     base = _field("struct kvm_segment", "base", 8)
     limit = _field("struct kvm_segment", "limit", 4, "Limit in bytes, granularity applied.")
@@ -326,7 +325,7 @@ class TableView:
 
     def __init__(self, page: SpecialRegisters, name: str):
         self._page, self._name = page, name
-        self._offset = _ffi.offsetof("struct kvm_sregs", name)
+        self._offset = ffi.offsetof("struct kvm_sregs", name)
 
     base = _field("struct kvm_dtable", "base", 8)
     limit = _field("struct kvm_dtable", "limit", 2)
@@ -358,8 +357,8 @@ class SpecialRegisters(_Page):
         return self
 
     def __init__(self, shim: Any):
-        offset = _ffi.offsetof("struct kvm_sync_regs", "sregs")
-        super().__init__(shim, _lib.KVM_SYNC_X86_SREGS, offset, _ffi.sizeof("struct kvm_sregs"))
+        offset = ffi.offsetof("struct kvm_sync_regs", "sregs")
+        super().__init__(shim, lib.KVM_SYNC_X86_SREGS, offset, ffi.sizeof("struct kvm_sregs"))
         page = self._bytes
         self._views = {1: page, 2: page.cast("H"), 4: page.cast("I"), 8: page.cast("Q")}
         self._offset = 0
@@ -396,8 +395,8 @@ class SpecialRegisters(_Page):
 
         if not self._fresh:
             self._refresh()
-        structure = _ffi.new("struct kvm_sregs *")
-        _ffi.memmove(structure, self._bytes, self._bytes.nbytes)
+        structure = ffi.new("struct kvm_sregs *")
+        ffi.memmove(structure, self._bytes, self._bytes.nbytes)
         return Sregs.from_c(structure)
 
     def __repr__(self) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..cpuid.cpuid import Cpuid
 from ..kvm import KVM
 from ..msrs.msrs import CHUNK
-
-_ffi = _native.ffi
+from ..shim import ffi
 
 TSC: Final = 0x10
 TSC_DEADLINE: Final = 0x6E0
@@ -64,7 +63,7 @@ def state_msrs(mcg_cap: int, cpuid: Cpuid) -> tuple[int, ...]:
 
 def _table(items: Iterable[tuple[int, int]]) -> Any:
     entries = [{"index": index, "data": value} for index, value in items]
-    return _ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries})
+    return ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries})
 
 
 def read(fd: int, indices: Iterable[int]) -> tuple[dict[int, int], list[int]]:

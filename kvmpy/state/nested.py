@@ -7,13 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .. import _native
 from ..record import flags_text
+from ..shim import ffi
 from ..values import dataclass
 
-_ffi = _native.ffi
 _C: Final = "struct kvm_nested_state *"
-HEADER_SIZE: Final = int(_ffi.sizeof("struct kvm_nested_state"))
+HEADER_SIZE: Final = int(ffi.sizeof("struct kvm_nested_state"))
 #: More than any format has: header, VMCS, shadow VMCS.
 MOST_SIZE: Final = 1 << 16
 
@@ -62,7 +61,7 @@ class NestedState:
             raise ValueError(f"a nested state of {len(self.data)} bytes says {self._c().size}")
 
     def _c(self) -> Any:
-        return _ffi.cast(_C, _ffi.from_buffer(self.data))
+        return ffi.cast(_C, ffi.from_buffer(self.data))
 
     @property
     def flags(self) -> int:
@@ -72,7 +71,7 @@ class NestedState:
         >>> kvmpy.state.NestedState(raw).flags
         256
         """
-        return int(_ffi.from_buffer("uint16_t[]", self.data[:2])[0])
+        return int(ffi.from_buffer("uint16_t[]", self.data[:2])[0])
 
     @property
     def format(self) -> str:
@@ -94,7 +93,7 @@ class NestedState:
         0
         """
         keep = self.data  # what the structure below points into
-        header = _ffi.cast(_C, _ffi.from_buffer(keep)).hdr
+        header = ffi.cast(_C, ffi.from_buffer(keep)).hdr
         if self.format == "VMX":
             vmx = header.vmx
             return VmxHeader(

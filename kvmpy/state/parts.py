@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..cpuid.cpuid import Cpuid
+from ..shim import address_of, ffi, lib
 
 if TYPE_CHECKING:
     from ..record import Record
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
     from .vcpu import VcpuState
     from .xsave import Xsave
 
-_lib, _ffi = _native.lib, _native.ffi
 
-_REG_SIZE_SHIFT: int = _lib.KVM_REG_SIZE_SHIFT
+_REG_SIZE_SHIFT: int = lib.KVM_REG_SIZE_SHIFT
 #: Bytes of struct kvm_xsave, which every area has at least.
-_LEAST_XSAVE: int = _ffi.sizeof("struct kvm_xsave")
+_LEAST_XSAVE: int = ffi.sizeof("struct kvm_xsave")
 
 R = TypeVar("R", bound="Record")
 
@@ -57,7 +57,7 @@ class StateMethods:
         return known[capability]
 
     def _record(self, kind: type[R], ioctl: ioctls.Ioctl) -> R:
-        structure = _ffi.new(kind.c_name + " *")
+        structure = ffi.new(kind.c_name + " *")
         ioctl(self._settle(0), structure)
         return kind.from_c(structure)
 
@@ -284,14 +284,14 @@ class StateMethods:
         """
         from .interrupts import MpState
 
-        state = _ffi.new("struct kvm_mp_state *")
+        state = ffi.new("struct kvm_mp_state *")
         ioctls.KVM_GET_MP_STATE(self._settle(0), state)
         value: int = state.mp_state
         return MpState(value) if value in frozenset(MpState) else value
 
     @mp_state.setter
     def mp_state(self, value: int) -> None:
-        state = _ffi.new("struct kvm_mp_state *", {"mp_state": value})
+        state = ffi.new("struct kvm_mp_state *", {"mp_state": value})
         ioctls.KVM_SET_MP_STATE(self._settle(0), state, f"{value}")
 
     @property
@@ -305,7 +305,7 @@ class StateMethods:
         if known is None:
             known = self._constants = {}
         if "lapic" not in known:  # it cannot get one once it exists
-            area = _ffi.new("struct kvm_lapic_state *")
+            area = ffi.new("struct kvm_lapic_state *")
             known["lapic"] = ioctls.KVM_GET_LAPIC.raw(self.fileno(), area) == 0
         return bool(known["lapic"])
 
@@ -377,7 +377,7 @@ class StateMethods:
         self._set_mcg_cap(banks | flags)
 
     def _set_mcg_cap(self, mcg_cap: int) -> None:
-        value = _ffi.new("uint64_t *", mcg_cap)
+        value = ffi.new("uint64_t *", mcg_cap)
         ioctls.KVM_X86_SETUP_MCE(self._settle(0), value, f"MCG_CAP {mcg_cap:#x}")
 
     def inject_mce(
@@ -392,7 +392,7 @@ class StateMethods:
         >>> hex(cpu.msrs[0x400 + 4 * 1 + 2])
         '0x1000'
         """
-        event = _ffi.new("struct kvm_x86_mce *")
+        event = ffi.new("struct kvm_x86_mce *")
         event.bank, event.status, event.addr, event.misc = bank, status, addr, misc
         event.mcg_status = mcg_status
         ioctls.KVM_X86_SET_MCE(self._settle(0), event, f"bank {bank}, status {status:#x}")
@@ -410,7 +410,7 @@ class StateMethods:
         fd = self._settle(0)
         room = 0
         while True:
-            table = _ffi.new("struct kvm_reg_list *", {"reg": room})
+            table = ffi.new("struct kvm_reg_list *", {"reg": room})
             table.n = room
             result = ioctls.KVM_GET_REG_LIST.raw(fd, table)
             if result == 0:
@@ -445,9 +445,8 @@ class StateMethods:
         self._one_reg(ioctls.KVM_SET_ONE_REG, register, bytearray(value))
 
     def _one_reg(self, ioctl: ioctls.Ioctl, register: int, area: bytearray) -> None:
-        data = _ffi.from_buffer(area)
-        request = _ffi.new("struct kvm_one_reg *")
-        request.id, request.addr = register, int(_ffi.cast("uintptr_t", data))
+        request = ffi.new("struct kvm_one_reg *")
+        request.id, request.addr = register, address_of(area)
         ioctl(self._settle(0), request, f"register {register:#x}")
 
     # -- CPUID of old
@@ -461,7 +460,7 @@ class StateMethods:
         True
         """
         leaves = {leaf.function: leaf for leaf in reversed(tuple(cpuid))}
-        table = _ffi.new("struct kvm_cpuid *", {"nent": len(leaves), "entries": len(leaves)})
+        table = ffi.new("struct kvm_cpuid *", {"nent": len(leaves), "entries": len(leaves)})
         for entry, leaf in zip(table.entries, reversed(leaves.values()), strict=True):
             entry.function = leaf.function
             entry.eax, entry.ebx, entry.ecx, entry.edx = leaf.eax, leaf.ebx, leaf.ecx, leaf.edx
@@ -472,7 +471,7 @@ def _size_of(register: int) -> int:
     """Bytes of a register, from KVM_REG_SIZE_* in its identifier."""
     if not 0 <= register < 1 << 64:
         raise ValueError(f"register identifier {register:#x}: not in 0..2**64-1")
-    exponent = (register & _lib.KVM_REG_SIZE_MASK) >> _REG_SIZE_SHIFT
+    exponent = (register & lib.KVM_REG_SIZE_MASK) >> _REG_SIZE_SHIFT
     if exponent > 8:
         raise ValueError(f"register identifier {register:#x}: size 2**{exponent}")
     size: int = 1 << exponent

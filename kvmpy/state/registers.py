@@ -1,19 +1,17 @@
 """Registers as values: the general, special and debug registers, and XCR0.
 
-Unlike the live views of :mod:`kvmpy.state.live` these are copies, frozen: to save, compare and set again.
+Unlike the live views of :mod:`kvmpy.state.live` these are frozen copies: to save, compare and set
+again.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
-from .. import _native
 from ..record import Record, flags_text
 from ..values import dataclass, names, replace
 from .live import general_text, segment_kind, special_text
 from .xsave import Xsave
-
-_ffi = _native.ffi
 
 
 @dataclass(frozen=True, repr=False)

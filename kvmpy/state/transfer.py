@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..cpuid.cpuid import Cpuid
 from ..errors import KvmpyError, StateMismatchError
 from ..record import Record
+from ..shim import ffi, lib
 from ..values import replace
 from . import msr_list
 from .differences import Difference, Differences
@@ -21,9 +22,8 @@ from .xsave import Xsave, get_xsave, host_layout
 if TYPE_CHECKING:
     from ..vcpu import VCPU
 
-_lib, _ffi = _native.lib, _native.ffi
 
-_PAGE: Final = _lib.KVM_SYNC_X86_REGS | _lib.KVM_SYNC_X86_SREGS | _lib.KVM_SYNC_X86_EVENTS
+_PAGE: Final = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS | lib.KVM_SYNC_X86_EVENTS
 _PAYLOAD: Final = 1 << 4
 _TRIPLE_FAULT: Final = 1 << 5
 #: Up to 250 ppm KVM takes two TSC frequencies for the same (kvm.tsc_tolerance_ppm).
@@ -32,7 +32,7 @@ _TSC_TOLERANCE: Final = 250e-6
 
 def get(cpu: VCPU, fd: int, kind: type[Record], ioctl: ioctls.Ioctl) -> Any:
     """A record that ``ioctl`` reads."""
-    structure = _ffi.new(kind.c_name + " *")
+    structure = ffi.new(kind.c_name + " *")
     ioctl(fd, structure, f"vCPU {cpu.id}")
     return kind.from_c(structure)
 
@@ -51,7 +51,7 @@ def save(cpu: VCPU) -> VcpuState:
     # First what changes registers by being read: MP_STATE has KVM act on an INIT or SIPI that
     # waits; EVENTS put an exception's payload into CR2 or DR6 if the VM has not enabled payloads.
     mp_state = cpu.mp_state
-    ioctls.KVM_GET_VCPU_EVENTS(fd, _ffi.new("struct kvm_vcpu_events *"))
+    ioctls.KVM_GET_VCPU_EVENTS(fd, ffi.new("struct kvm_vcpu_events *"))
     values = {
         "regs": get(cpu, fd, Regs, ioctls.KVM_GET_REGS),
         "sregs": get_sregs2(cpu, fd),
@@ -93,11 +93,11 @@ def get_nested(cpu: VCPU, fd: int) -> NestedState | None:
     size = cpu._constant("KVM_CAP_NESTED_STATE")
     if not size:
         return None
-    area = _ffi.new("char[]", size)
-    state = _ffi.cast("struct kvm_nested_state *", area)
+    area = ffi.new("char[]", size)
+    state = ffi.cast("struct kvm_nested_state *", area)
     state.size = size
     ioctls.KVM_GET_NESTED_STATE(fd, area, f"{size} bytes")
-    return NestedState(bytes(_ffi.buffer(area, state.size)))
+    return NestedState(bytes(ffi.buffer(area, state.size)))
 
 
 def get_mcg_cap(fd: int) -> int:
@@ -238,14 +238,14 @@ def _set_msrs(fd: int, state: VcpuState) -> Differences:
 
 def _leave_nested(fd: int, saved: NestedState) -> None:
     """Out of nested guest mode, which what comes next must not be set in."""
-    area = _ffi.new("char[]", HEADER_SIZE)
-    state = _ffi.cast("struct kvm_nested_state *", area)
+    area = ffi.new("char[]", HEADER_SIZE)
+    state = ffi.cast("struct kvm_nested_state *", area)
     state.size = HEADER_SIZE
     state.format = int.from_bytes(saved.data[2:4], "little")
-    if state.format == _lib.KVM_STATE_NESTED_FORMAT_VMX:
+    if state.format == lib.KVM_STATE_NESTED_FORMAT_VMX:
         state.hdr.vmx.vmxon_pa = state.hdr.vmx.vmcs12_pa = (1 << 64) - 1
     else:
-        state.flags = _lib.KVM_STATE_NESTED_GIF_SET
+        state.flags = lib.KVM_STATE_NESTED_GIF_SET
     ioctls.KVM_SET_NESTED_STATE(fd, area, "none")
 
 

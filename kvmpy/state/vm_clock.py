@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import UnsupportedError
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from .clock import Clock
 
-_lib, _ffi = _native.lib, _native.ffi
-_REALTIME: int = _lib.KVM_CLOCK_REALTIME
+_REALTIME: int = lib.KVM_CLOCK_REALTIME
 
 
 class ClockMethods:
@@ -36,18 +36,18 @@ class ClockMethods:
         """
         from .clock import Clock
 
-        structure = _ffi.new("struct kvm_clock_data *")
+        structure = ffi.new("struct kvm_clock_data *")
         ioctls.KVM_GET_CLOCK(self.fileno(), structure)
         return Clock.from_c(structure)
 
     @clock.setter
     def clock(self, value: Clock | int) -> None:
-        structure = _ffi.new("struct kvm_clock_data *")
+        structure = ffi.new("struct kvm_clock_data *")
         if isinstance(value, int):
             structure.clock = value
         else:
             # Before 5.16 KVM takes no flags, and says so by the capability's value.
-            known = self.check_extension(_lib.KVM_CAP_ADJUST_CLOCK)
+            known = self.check_extension(lib.KVM_CAP_ADJUST_CLOCK)
             structure.clock, structure.realtime = value.clock, value.realtime
             structure.flags = value.flags & known & _REALTIME
         ioctls.KVM_SET_CLOCK(self.fileno(), structure, f"{structure.clock} ns")

@@ -9,15 +9,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import UnsupportedError
 from ..record import flags_text
+from ..shim import ffi, lib
 from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
 
-_lib, _ffi = _native.lib, _native.ffi
 
 LEGACY_SIZE: Final = 512
 HEADER_SIZE: Final = 64
@@ -88,12 +88,12 @@ def host_layout() -> tuple[Component, ...]:
     >>> kvmpy.state.host_layout()[:2]
     (<x87: 160 bytes at 0>, <sse: 256 bytes at 160>)
     """
-    registers = _ffi.new("uint32_t[4]")
+    registers = ffi.new("uint32_t[4]")
     leaves = {}
-    _lib.shim_cpuid(0, 0, registers)
+    lib.shim_cpuid(0, 0, registers)
     if registers[0] >= 0xD:
         for bit in range(2, 63):
-            _lib.shim_cpuid(0xD, bit, registers)
+            lib.shim_cpuid(0xD, bit, registers)
             leaves[bit] = registers[0], registers[1]
     return layout_of(leaves)
 

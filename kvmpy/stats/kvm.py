@@ -11,35 +11,33 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .. import _native
 from ..errors import ClosedError, KvmpyError
+from ..shim import ffi, lib
 from ..values import dataclass
 
-_lib, _ffi = _native.lib, _native.ffi
-
-_HEADER_SIZE: int = _ffi.sizeof("struct kvm_stats_header")
+_HEADER_SIZE: int = ffi.sizeof("struct kvm_stats_header")
 #: Without the name, which follows.
-_DESCRIPTOR_SIZE: int = _ffi.sizeof("struct kvm_stats_desc")
+_DESCRIPTOR_SIZE: int = ffi.sizeof("struct kvm_stats_desc")
 #: More than any kernel has, and what a damaged header must not make us allocate.
 _MOST_NAME, _MOST_DESCRIPTORS, _MOST_DATA = 4096, 1 << 16, 1 << 24
 
 KINDS = {
-    _lib.KVM_STATS_TYPE_CUMULATIVE >> _lib.KVM_STATS_TYPE_SHIFT: "cumulative",
-    _lib.KVM_STATS_TYPE_INSTANT >> _lib.KVM_STATS_TYPE_SHIFT: "instant",
-    _lib.KVM_STATS_TYPE_PEAK >> _lib.KVM_STATS_TYPE_SHIFT: "peak",
-    _lib.KVM_STATS_TYPE_LINEAR_HIST >> _lib.KVM_STATS_TYPE_SHIFT: "linear histogram",
-    _lib.KVM_STATS_TYPE_LOG_HIST >> _lib.KVM_STATS_TYPE_SHIFT: "log histogram",
+    lib.KVM_STATS_TYPE_CUMULATIVE >> lib.KVM_STATS_TYPE_SHIFT: "cumulative",
+    lib.KVM_STATS_TYPE_INSTANT >> lib.KVM_STATS_TYPE_SHIFT: "instant",
+    lib.KVM_STATS_TYPE_PEAK >> lib.KVM_STATS_TYPE_SHIFT: "peak",
+    lib.KVM_STATS_TYPE_LINEAR_HIST >> lib.KVM_STATS_TYPE_SHIFT: "linear histogram",
+    lib.KVM_STATS_TYPE_LOG_HIST >> lib.KVM_STATS_TYPE_SHIFT: "log histogram",
 }
 UNITS = {
-    _lib.KVM_STATS_UNIT_NONE >> _lib.KVM_STATS_UNIT_SHIFT: "",
-    _lib.KVM_STATS_UNIT_BYTES >> _lib.KVM_STATS_UNIT_SHIFT: "bytes",
-    _lib.KVM_STATS_UNIT_SECONDS >> _lib.KVM_STATS_UNIT_SHIFT: "seconds",
-    _lib.KVM_STATS_UNIT_CYCLES >> _lib.KVM_STATS_UNIT_SHIFT: "cycles",
-    _lib.KVM_STATS_UNIT_BOOLEAN >> _lib.KVM_STATS_UNIT_SHIFT: "boolean",
+    lib.KVM_STATS_UNIT_NONE >> lib.KVM_STATS_UNIT_SHIFT: "",
+    lib.KVM_STATS_UNIT_BYTES >> lib.KVM_STATS_UNIT_SHIFT: "bytes",
+    lib.KVM_STATS_UNIT_SECONDS >> lib.KVM_STATS_UNIT_SHIFT: "seconds",
+    lib.KVM_STATS_UNIT_CYCLES >> lib.KVM_STATS_UNIT_SHIFT: "cycles",
+    lib.KVM_STATS_UNIT_BOOLEAN >> lib.KVM_STATS_UNIT_SHIFT: "boolean",
 }
 _BASES = {
-    _lib.KVM_STATS_BASE_POW10 >> _lib.KVM_STATS_BASE_SHIFT: 10,
-    _lib.KVM_STATS_BASE_POW2 >> _lib.KVM_STATS_BASE_SHIFT: 2,
+    lib.KVM_STATS_BASE_POW10 >> lib.KVM_STATS_BASE_SHIFT: 10,
+    lib.KVM_STATS_BASE_POW2 >> lib.KVM_STATS_BASE_SHIFT: 2,
 }
 #: What only grows, so that a difference of two readings means something.
 _GROWING = frozenset(("cumulative", "linear histogram", "log histogram"))
@@ -265,7 +263,7 @@ class Schema:
 
     def __init__(self, read: Reader):
         raw = _exactly(read, _HEADER_SIZE, 0, "header")
-        header = _ffi.from_buffer("struct kvm_stats_header *", raw)
+        header = ffi.from_buffer("struct kvm_stats_header *", raw)
         name_size, count, self._data_at = header.name_size, header.num_desc, header.data_offset
         if not 1 <= name_size <= _MOST_NAME or count > _MOST_DESCRIPTORS:
             raise StatsFormatError(f"{count} statistics with names of {name_size} bytes")
@@ -302,16 +300,16 @@ def _exactly(read: Reader, size: int, offset: int, what: str) -> bytes:
 
 
 def _descriptor(raw: bytes) -> StatDescriptor:
-    fields = _ffi.from_buffer("struct kvm_stats_desc *", raw)
+    fields = ffi.from_buffer("struct kvm_stats_desc *", raw)
     flags, size, offset = fields.flags, fields.size, fields.offset
     name = _text(raw[_DESCRIPTOR_SIZE:])
     if not name or not size or offset % 8 or offset + 8 * size > _MOST_DATA:
         raise StatsFormatError(f"statistic {name!r}: {size} numbers at offset {offset}")
-    if flags & _lib.KVM_STATS_TYPE_MASK == _lib.KVM_STATS_TYPE_LOG_HIST and size > 65:
+    if flags & lib.KVM_STATS_TYPE_MASK == lib.KVM_STATS_TYPE_LOG_HIST and size > 65:
         raise StatsFormatError(f"statistic {name!r}: {size} buckets for numbers of 64 bits")
-    kind = (flags & _lib.KVM_STATS_TYPE_MASK) >> _lib.KVM_STATS_TYPE_SHIFT
-    unit = (flags & _lib.KVM_STATS_UNIT_MASK) >> _lib.KVM_STATS_UNIT_SHIFT
-    base = (flags & _lib.KVM_STATS_BASE_MASK) >> _lib.KVM_STATS_BASE_SHIFT
+    kind = (flags & lib.KVM_STATS_TYPE_MASK) >> lib.KVM_STATS_TYPE_SHIFT
+    unit = (flags & lib.KVM_STATS_UNIT_MASK) >> lib.KVM_STATS_UNIT_SHIFT
+    base = (flags & lib.KVM_STATS_BASE_MASK) >> lib.KVM_STATS_BASE_SHIFT
     # A newer kernel may have kinds and units of its own: their numbers are shown as they are.
     return StatDescriptor(
         name,

@@ -19,12 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _native
 from ..errors import KvmpyError
 from ..report.table import printable
+from ..shim import ffi
 from . import publish
-
-_ffi = _native.ffi
 
 SOCKETS = "/proc/net/unix"
 _NAME = re.compile(rf"@({re.escape(publish.SOCKET_PREFIX)}(\d{{1,9}})/[0-9a-f]{{8}})", re.ASCII)
@@ -88,8 +86,8 @@ class Peer:
 
     def counters(self, number: int) -> Any:
         """The ``struct shim_counters`` of a vCPU, live: the number-th, not by KVM's id."""
-        first = _ffi.cast("char *", self._memory) + publish.HEADER_SIZE
-        return _ffi.cast("struct shim_counters *", first + number * publish.RECORD_SIZE)
+        first = ffi.cast("char *", self._memory) + publish.HEADER_SIZE
+        return ffi.cast("struct shim_counters *", first + number * publish.RECORD_SIZE)
 
     @property
     def ended(self) -> bool:
@@ -216,7 +214,7 @@ def _map_counters(fd: int, cpus: int) -> Any:
     if not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size != size:
         raise PeerError("its memory is not what a machine's is")
     memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
-    return _ffi.from_buffer("struct shim_published *", memory)
+    return ffi.from_buffer("struct shim_published *", memory)
 
 
 def _check_statistics(fd: int) -> None:

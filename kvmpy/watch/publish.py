@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from .. import _native, ioctls
+from .. import ioctls
 from ..errors import KvmpyError, UnsupportedError
+from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
     from ..vm import VM
     from .watch import Watch
 
-_lib, _ffi = _native.lib, _native.ffi
 
 #: Before a machine's process id and a number of its own in the name of its socket.
 SOCKET_PREFIX = "kvmpy.machine/"
@@ -33,8 +33,8 @@ FORMAT = 1
 #: memory; behind it the machine's name.
 GREETING = struct.Struct("=8sHHIIQ")
 LONGEST_NAME = 200
-HEADER_SIZE: int = _ffi.sizeof("struct shim_published")
-RECORD_SIZE: int = _ffi.sizeof("struct shim_counters")
+HEADER_SIZE: int = ffi.sizeof("struct shim_published")
+RECORD_SIZE: int = ffi.sizeof("struct shim_counters")
 #: The memory never shrinks under a reader's feet, and readers cannot write.
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10 | fcntl.F_SEAL_SEAL  # F_SEAL_FUTURE_WRITE
 
@@ -62,10 +62,10 @@ class Publication:
             self._header = _mapped(fds[0], size)
             fcntl.fcntl(fds[0], fcntl.F_ADD_SEALS, SEALS)
             _collect_statistics(cpus, fds)
-            first = _ffi.cast("char *", self._header) + HEADER_SIZE
+            first = ffi.cast("char *", self._header) + HEADER_SIZE
             for number, cpu in enumerate(cpus):
                 at = first + number * RECORD_SIZE
-                cpu._count_in(_ffi.cast("struct shim_counters *", at), self._header)
+                cpu._count_in(ffi.cast("struct shim_counters *", at), self._header)
             greeting = GREETING.pack(
                 MAGIC, FORMAT, len(fds) > 1, len(cpus), RECORD_SIZE, vm.memory.size
             )
@@ -86,16 +86,16 @@ class Publication:
             return
         if self._process == os.getpid():  # the memory is shared with a parent, too
             self._header.ended = 1
-        _lib.shim_handout_close(handout)
+        lib.shim_handout_close(handout)
         self._undo.close()
 
 
 def _mapped(fd: int, size: int) -> Any:
-    error = _ffi.new("int *")
-    memory = _lib.shim_published_map(fd, size, error)
+    error = ffi.new("int *")
+    memory = lib.shim_published_map(fd, size, error)
     if error[0]:
         raise OSError(-error[0], os.strerror(-error[0]))
-    return _ffi.gc(memory, lambda memory: _lib.shim_published_unmap(memory, size))
+    return ffi.gc(memory, lambda memory: lib.shim_published_unmap(memory, size))
 
 
 def _collect_statistics(cpus: Sequence[VCPU], fds: list[int]) -> None:
@@ -113,9 +113,9 @@ def _close_all(fds: Sequence[int]) -> None:
 
 
 def _hand_out(socket: str, message: bytes, fds: Sequence[int]) -> Any:
-    result = _ffi.new("struct shim_handout **")
+    result = ffi.new("struct shim_handout **")
     name = socket.encode()
-    error = _lib.shim_handout_open(
+    error = lib.shim_handout_open(
         result, name, len(name), message, len(message), list(fds), len(fds)
     )
     if error:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .. import _native
 from ..exits.names import REASONS
+from ..shim import lib
 from .find import MachineInfo
 from .proc import ThreadTimes
 
 #: Seconds: over less, rates would be noise.
 _SHORTEST = 0.001
-_PARKED: int = _native.lib.SHIM_PARKED
+_PARKED: int = lib.SHIM_PARKED
 _NS = 10**9
 
 

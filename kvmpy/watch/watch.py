@@ -6,14 +6,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from .. import _native
 from ..host.topology import format_cpu_list
+from ..shim import ffi, lib
 from ..stats.kvm import Schema, StatsFormatError
 from .find import MachineInfo, Peer, PeerError, _NotOursError, listed
 from .proc import ThreadFiles, ThreadTimes
 from .samples import MachineSample, Reading, Sample, VcpuSample, difference
 
-_lib, _ffi = _native.lib, _native.ffi
 #: Seconds until a process that did not tell of its machine is asked again.
 _ASK_AGAIN = 30.0
 _NO_STATS = "exits inside KVM, poll: KVM gives no statistics (KVM_GET_STATS_FD, Linux 5.14)"
@@ -46,8 +45,8 @@ class _Vcpu:
         times = self._times(thread)
         return Reading(
             time.monotonic_ns(), seen.id, thread, seen.runs, seen.running,
-            tuple(_ffi.unpack(seen.exits, _lib.SHIM_EXIT_REASONS)),
-            tuple(_ffi.unpack(seen.handling_ns, _lib.SHIM_EXIT_REASONS)),
+            tuple(ffi.unpack(seen.exits, lib.SHIM_EXIT_REASONS)),
+            tuple(ffi.unpack(seen.handling_ns, lib.SHIM_EXIT_REASONS)),
             times, None if times is None else _allowed(thread), self._statistics(),
         )  # fmt: skip
 

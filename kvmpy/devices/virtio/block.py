@@ -8,14 +8,13 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from ... import _native
 from ...errors import KvmpyError
+from ...shim import lib
 from .device import VirtioDevice
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
-_lib = _native.lib
 
 SECTOR_SIZE = 512
 #: Bytes of the serial number, VIRTIO_BLK_ID_BYTES.
@@ -56,7 +55,7 @@ class Block(VirtioDevice):
             _lock(fd, self._path, read_only)
             sectors = self._size // SECTOR_SIZE
             super().__init__(
-                _lib.shim_virtio_blk_new(fd, sectors, read_only, serial.encode("ascii"))
+                lib.shim_virtio_blk_new(fd, sectors, read_only, serial.encode("ascii"))
             )
         except BaseException:
             os.close(fd)

@@ -8,12 +8,10 @@ import fcntl
 import os
 import stat
 
-from ... import _native
 from ...errors import ClosedError
+from ...shim import lib
 from ..sink import KEEP_BYTES
 from .device import VirtioDevice
-
-_lib = _native.lib
 
 _PTMX = os.makedev(5, 2)
 
@@ -41,7 +39,7 @@ class VirtioConsole(VirtioDevice):
         try:
             target, keep = self._target(fd)
             try:
-                super().__init__(_lib.shim_virtio_console_new(target, keep, *self._size))
+                super().__init__(lib.shim_virtio_console_new(target, keep, *self._size))
             except BaseException:
                 os.close(target)
                 raise
@@ -75,7 +73,7 @@ class VirtioConsole(VirtioDevice):
         """
         if self.closed:
             raise ClosedError("this device is closed")
-        _lib.shim_virtio_console_redirect(self._virtio, *self._target(fd))
+        lib.shim_virtio_console_redirect(self._virtio, *self._target(fd))
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until what the guest has sent so far is written; False when its reader has not taken
@@ -85,7 +83,7 @@ class VirtioConsole(VirtioDevice):
         >>> kvmpy.devices.virtio.VirtioConsole().flush()
         True
         """
-        code = _lib.shim_virtio_console_flush(self._virtio, int(timeout * 1e9))
+        code = lib.shim_virtio_console_flush(self._virtio, int(timeout * 1e9))
         if code and code != -errno.ETIMEDOUT:
             raise OSError(-code, os.strerror(-code))
         return not code
@@ -102,7 +100,7 @@ class VirtioConsole(VirtioDevice):
         2
         """
         event = -1 if space_eventfd is None else space_eventfd
-        taken: int = _lib.shim_virtio_console_receive(self._virtio, data, len(data), event)
+        taken: int = lib.shim_virtio_console_receive(self._virtio, data, len(data), event)
         return taken
 
     @property
@@ -113,7 +111,7 @@ class VirtioConsole(VirtioDevice):
         >>> console.receive(b"ls"), console.backlog
         (2, 2)
         """
-        count: int = _lib.shim_virtio_console_backlog(self._virtio)
+        count: int = lib.shim_virtio_console_backlog(self._virtio)
         return count
 
     # -- the terminal's size
@@ -135,7 +133,7 @@ class VirtioConsole(VirtioDevice):
         (132, 43)
         """
         self._size = _checked(columns, rows)
-        _lib.shim_virtio_console_resize(self._virtio, *self._size)
+        lib.shim_virtio_console_resize(self._virtio, *self._size)
 
     def close(self) -> None:
         """As :meth:`VirtioDevice.close`; :attr:`output` stays readable.

@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ... import _native
 from ...errors import ClosedError, GuestMemoryError, KvmpyError
+from ...shim import ffi, lib
 from ...values import dataclass
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ...memory.guest import GuestMemory, Region
     from ...vm import VM
 
-_lib, _ffi = _native.lib, _native.ffi
 
 _QUEUE_NOTIFY = 0x50
 
@@ -52,12 +51,12 @@ class VirtioDevice:
     """
 
     #: Bytes of the register file.
-    length: int = _lib.VIRTIO_MMIO_LENGTH
+    length: int = lib.VIRTIO_MMIO_LENGTH
 
     def __init__(self, device: Any):
-        if device == _ffi.NULL:
+        if device == ffi.NULL:
             raise MemoryError("no memory for a virtio device")
-        self._virtio = _ffi.gc(device, _lib.shim_virtio_free)
+        self._virtio = ffi.gc(device, lib.shim_virtio_free)
         self._memory: GuestMemory | None = None
         #: Keep the host mappings of guest memory while C has their addresses.
         self._pins: list[tuple[Region, Any]] = []
@@ -70,7 +69,7 @@ class VirtioDevice:
 
     @property
     def _device(self) -> Any:
-        return _ffi.addressof(self._virtio, "device")
+        return ffi.addressof(self._virtio, "device")
 
     # -- in a VM
 
@@ -123,7 +122,7 @@ class VirtioDevice:
         try:
             self._pin(*memory.regions)
             table = self._table()
-            _check(_lib.shim_virtio_start(self._virtio, table, len(table)))
+            _check(lib.shim_virtio_start(self._virtio, table, len(table)))
         except BaseException:
             self._unpin()
             raise
@@ -134,19 +133,19 @@ class VirtioDevice:
     def _pin(self, *regions: Region) -> None:
         for region in regions:
             # A slice: the region's own view must remain free to be released.
-            self._pins.append((region, _ffi.from_buffer(region.view[:])))
+            self._pins.append((region, ffi.from_buffer(region.view[:])))
 
     def _unpin(self) -> None:
         pins, self._pins = self._pins, []
         for _, buffer in pins:
-            _ffi.release(buffer)
+            ffi.release(buffer)
 
     def _table(self) -> Any:
         pins = sorted(self._pins, key=lambda pin: pin[0].gpa)
-        table = _ffi.new("struct virtio_region[]", len(pins))
+        table = ffi.new("struct virtio_region[]", len(pins))
         for row, (region, buffer) in zip(table, pins, strict=True):
             row.gpa, row.size, row.read_only = region.gpa, region.size, region.read_only
-            row.hva = _ffi.cast("uint8_t *", buffer)
+            row.hva = ffi.cast("uint8_t *", buffer)
         return table
 
     def _adopt_region(self, region: Region) -> None:
@@ -162,11 +161,11 @@ class VirtioDevice:
         (pin,) = (pin for pin in self._pins if pin[0] is region)
         self._pins.remove(pin)
         self._set_memory()
-        _ffi.release(pin[1])
+        ffi.release(pin[1])
 
     def _set_memory(self) -> None:
         table = self._table()
-        _check(_lib.shim_virtio_set_memory(self._virtio, table, len(table)))
+        _check(lib.shim_virtio_set_memory(self._virtio, table, len(table)))
 
     def disconnect(self) -> None:
         """Take the device out of its VM: end the worker, reset the device. Waits for the request
@@ -181,7 +180,7 @@ class VirtioDevice:
         # Out of KVM before its eventfds go; the worker before the memory it works on.
         undo, self._undo = self._undo, contextlib.ExitStack()
         undo.close()
-        _lib.shim_virtio_stop(self._virtio)
+        lib.shim_virtio_stop(self._virtio)
         memory, self._memory = self._memory, None
         if memory is not None and self._follower in memory._adopters:
             memory._adopters.remove(self._follower)
@@ -227,8 +226,8 @@ class VirtioDevice:
         """
         if self._memory is None:
             return []
-        count = _lib.shim_virtio_queues(self._virtio)
-        return [_lib.shim_virtio_queue_fd(self._virtio, queue) for queue in range(count)]
+        count = lib.shim_virtio_queues(self._virtio)
+        return [lib.shim_virtio_queue_fd(self._virtio, queue) for queue in range(count)]
 
     @property
     def interrupt_fd(self) -> int:
@@ -237,7 +236,7 @@ class VirtioDevice:
         >>> kvmpy.devices.virtio.Rng().interrupt_fd
         -1
         """
-        fd: int = _lib.shim_virtio_interrupt_fd(self._virtio)
+        fd: int = lib.shim_virtio_interrupt_fd(self._virtio)
         return fd
 
     # -- what it has done
@@ -249,9 +248,9 @@ class VirtioDevice:
         >>> kvmpy.devices.virtio.Rng().statistics.requests
         0
         """
-        words = _ffi.new("uint64_t[]", _lib.SHIM_VIRTIO_STATISTICS)
-        _lib.shim_virtio_statistics(self._virtio, words)
-        return Statistics(*_ffi.unpack(words, len(words)))
+        words = ffi.new("uint64_t[]", lib.SHIM_VIRTIO_STATISTICS)
+        lib.shim_virtio_statistics(self._virtio, words)
+        return Statistics(*ffi.unpack(words, len(words)))
 
     @property
     def fault(self) -> str:
@@ -260,9 +259,9 @@ class VirtioDevice:
         >>> kvmpy.devices.virtio.Rng().fault
         ''
         """
-        queue = _ffi.new("unsigned *")
-        text = _lib.shim_virtio_fault(self._virtio, queue)
-        return f"queue {queue[0]}: {_ffi.string(text).decode()}" if text != _ffi.NULL else ""
+        queue = ffi.new("unsigned *")
+        text = lib.shim_virtio_fault(self._virtio, queue)
+        return f"queue {queue[0]}: {ffi.string(text).decode()}" if text != ffi.NULL else ""
 
     # -- life
 
@@ -285,7 +284,7 @@ class VirtioDevice:
         if not self._closed:
             self._closed = True
             self.disconnect()
-            _lib.shim_virtio_close(self._virtio)
+            lib.shim_virtio_close(self._virtio)
 
     def __enter__(self) -> Self:
         return self

@@ -8,11 +8,9 @@ import re
 import socket
 from dataclasses import dataclass
 
-from ... import _native
+from ...shim import lib
 from . import tap as taps
 from .device import VirtioDevice
-
-_lib = _native.lib
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
@@ -56,7 +54,7 @@ class Net(VirtioDevice):
             fd, self._tap = taps.adopt(tap)
         self._mac = address or _address_for(self._tap)
         try:
-            super().__init__(_lib.shim_virtio_net_new(fd, self._mac))
+            super().__init__(lib.shim_virtio_net_new(fd, self._mac))
         except BaseException:
             os.close(fd)
             raise

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from ... import _native
+from ...shim import lib
 from .device import VirtioDevice
-
-_lib = _native.lib
 
 
 class Rng(VirtioDevice):
@@ -20,4 +18,4 @@ class Rng(VirtioDevice):
     """
 
     def __init__(self) -> None:
-        super().__init__(_lib.shim_virtio_rng_new())
+        super().__init__(lib.shim_virtio_rng_new())
