@@ -46,7 +46,7 @@ class Attributes:
         self._fileno = fileno
         self._capability = capability
 
-    def _call(self, ioctl: ioctls.Ioctl, group: int, attr: int, value: object) -> int:
+    def _call(self, ioctl: ioctls.Ioctl, group: int, attr: int, value: Buffer | None) -> int:
         request = ffi.new("struct kvm_device_attr *")
         request.group, request.attr = group, attr
         if value is not None:

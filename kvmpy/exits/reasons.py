@@ -2,8 +2,8 @@
 
 One frozen dataclass per exit reason of KVM (KVM API, "5. The kvm_run structure"; those by which the
 guest asks its hypervisor for something are in :mod:`kvmpy.exits.calls`), and a few for what the
-host itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimit`, :class:`DebugExit`. What the
-guest asks of its machine comes from the devices that it asks (``kvmpy.devices.platform``):
+host itself wanted: :class:`Kicked`, :class:`Timeout`, :class:`ExitLimit`, :class:`DebugExit`. What
+the guest asks of its machine comes from the devices that it asks (``kvmpy.devices.platform``):
 :class:`Reset`, :class:`PowerOff`, :class:`GuestPanic`.
 
     match cpu.run(timeout=1.0):

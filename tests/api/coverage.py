@@ -4,8 +4,8 @@
     python tests/api/coverage.py [--brief] [host=results/host.xml kvm_amd=results/svm.xml ...]
 
 Compares kvmpy/ioctls/table.py with the installed <linux/kvm.h> and with the list of the kernel's
-KVM API document (documented.tsv), the exits with the header, and the methods that the table names with
-the package. With JUnit files of test runs it also lists on which run a passed test made each ioctl
+KVM API document (documented.tsv), the exits with the header, and the methods that the table names
+with the package. With JUnit files of test runs it also lists on which run a passed test made each ioctl
 with success, saw each exit and enabled each capability. Exit status 1 when something of x86 is
 missing, or no test ever made an ioctl and no reason is stated here.
 
