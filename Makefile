@@ -71,8 +71,11 @@ bench-linux: $(VENV)/.test
 
 PYTEST   := $(BIN)/python -m pytest
 RIG      := $(PYTHON) tests/rigs/run.py
-VMX_LEFT_OUT = $(addprefix --ignore tests/kvm/test_,boot_command.py host.py signals.py \
-	examples.py readme.py pytest_plugin.py)
+# Files of tests by name, whatever room they are in.
+tests = $(foreach name,$(2),$(or $(wildcard tests/$(1)/test_$(name).py tests/$(1)/*/test_$(name).py),\
+	$(error no tests/$(1)/.../test_$(name).py)))
+VMX_LEFT_OUT = $(addprefix --ignore ,$(call tests,kvm,boot_command probe signals examples readme \
+	pytest_plugin))
 
 # Two judges. The table: a failed test, or a run that left no results, fails it. API coverage: an
 # ioctl of x86 that is missing, or that no test ever made.
@@ -99,9 +102,8 @@ test-all:
 
 # Without what starts many processes of its own, pytest in pytest, compilers and shells, and what
 # watches or measures for seconds.
-FAST_LEFT_OUT = $(addprefix --ignore tests/,kvm/test_pytest_plugin.py kvm/test_sched.py \
-	kvm/test_watch.py kvm/test_bench_exits.py kvm/test_kick_stress.py unit/test_core_native.py \
-	unit/test_plugin_without_kvm.py unit/test_machine_shell.py)
+FAST_LEFT_OUT = $(addprefix --ignore ,$(call tests,kvm,pytest_plugin sched watch bench_exits \
+	kick_stress) $(call tests,unit,native plugin_without_kvm shell))
 # Two processes, one for each CPU; each's output comes when it is done.
 test-fast: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j2 -k --output-sync=target test-fast-unit test-fast-kvm
@@ -116,11 +118,10 @@ test-svm: $(VENV)/.test
 # What has changed between the kernels: state, memory, exits, capabilities.
 test-svm-new: $(VENV)/.test
 	$(RIG) svm --kernel linux-image-6.12-amd64 --optional --junit results/svm-new.xml -- \
-		python -m pytest -q -m 'not slow' $(wildcard tests/kvm/test_memory_*.py) \
-		$(addprefix tests/kvm/test_,vcpu_state.py save_restore.py cpuid.py ioctls.py enabling.py \
-		hypercalls.py hyperv.py xen.py interrupts.py msrs_in_user_space.py pmu.py modes.py \
-		binary_stats.py docstring_examples.py) \
-		--deselect tests/kvm/test_save_restore.py::test_string_output
+		python -m pytest -q -m 'not slow' $(call tests,kvm,memory_dirty memory_private memory_slots \
+		vcpu_state save_restore cpuid ioctls enabling hypercalls hyperv xen interrupts \
+		msrs_in_user_space pmu modes binary_stats docstring_examples) \
+		--deselect $(call tests,kvm,save_restore)::test_string_output
 
 test-vmx: $(VENV)/.test
 	$(RIG) vmx --optional --junit results/vmx.xml -- python -m pytest tests/kvm -q -m 'not slow' \
@@ -129,16 +130,16 @@ test-vmx: $(VENV)/.test
 test-vmx-restricted: $(VENV)/.test
 	$(RIG) vmx --optional --junit results/vmx-restricted.xml \
 		--kernel-arguments kvm_intel.unrestricted_guest=0 -- python -m pytest -q \
-		$(addprefix tests/kvm/test_,kernel_log.py modes.py exceptions.py syscalls.py)
+		$(call tests,kvm,kernel_log modes exceptions syscalls)
 
 # Guests with Debian's kernels, unmodified. Bochs takes a minute for each: six.
 test-linux-svm: $(VENV)/.test
 	$(RIG) svm --optional --linux-guests --memory 3072 --junit results/linux-svm.xml -- \
-		python -m pytest -q $(wildcard tests/kvm/test_linux_*.py)
+		python -m pytest -q tests/kvm/linux
 
 test-linux-vmx: $(VENV)/.test
 	$(RIG) vmx --optional --linux-guests --junit results/linux-vmx.xml -- \
-		python -m pytest -q $(addprefix tests/kvm/test_linux_,boot.py disk.py) \
+		python -m pytest -q $(call tests,kvm,linux_boot linux_disk) \
 		-k 'shell_and_power_off or two_cpus or file_system or several_disks or rng'
 
 # With the results of the last runs, if there are any.
@@ -146,7 +147,7 @@ api-coverage: $(VENV)/.test
 	@$(COVERAGE) $(RUNS) $(ARGS)
 
 # The shim alone, with a scripted KVM and with the real one, under the sanitizers and memcheck.
-NATIVE_TESTS := tests/unit/test_core_native.py tests/kvm/test_kick_stress.py
+NATIVE_TESTS = $(call tests,unit,native) $(call tests,kvm,kick_stress)
 
 test-asan: $(VENV)/.test
 	KVMPY_NATIVE_CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' \

@@ -5,7 +5,7 @@
  * Left out are the capabilities of other architectures alone: ARM_*, LOONGARCH_*, MIPS_*, PPC_*,
  * RISCV_*, S390_* and SPAPR_*; of arm64 COUNTER_OFFSET, GUEST_DEBUG_HW_BPS, GUEST_DEBUG_HW_WPS,
  * MSI_DEVID and PTP_KVM; of PowerPC IRQ_MPIC, IRQ_XICS and SW_TLB; of RISC-V VM_GPA_BITS.
- * Complete up to number 248; tests/unit/test_host_capabilities.py compares with the header.
+ * Complete up to number 248; tests/unit/probe/test_capability_survey.py compares with the header.
  */
 
 #define KVM_CAP_IRQCHIP ...

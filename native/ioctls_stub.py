@@ -3,7 +3,7 @@ know of the ioctls, from the table.
 
     python native/ioctls_stub.py > kvmpy/ioctls/__init__.pyi
 
-tests/unit/test_core_ioctls.py fails when the two differ.
+tests/unit/ioctls/test_ioctls_table.py fails when the two differ.
 """
 
 import runpy

@@ -18,7 +18,7 @@ from kvmpy.sched.lanes import Lane, Part
 from kvmpy.sched.metrics import SwitchCost
 from kvmpy.sched.result import Gap, Slice
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 COSTS = (SwitchCost(1, 4096, 1000, 900.0, 1500.0), SwitchCost(16, 4096, 900, 950.0, 2100.0))
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 

@@ -1,5 +1,5 @@
 """Why this process may have no cpu.max for its threads: each reason has its text. What the kernel
-does with one that it may have is in tests/kvm/test_vcpu_cgroup.py."""
+does with one that it may have is in tests/kvm/run/test_vcpu_cgroup.py."""
 
 from __future__ import annotations
 

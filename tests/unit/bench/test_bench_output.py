@@ -26,7 +26,7 @@ from kvmpy.bench.stats import Interval
 from kvmpy.bench.svg import distributions
 from kvmpy.report import terminal
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 HOSTILE = "<script>alert(1)</script>\x1b[2J\"'&\ud800"
 
 

@@ -25,7 +25,7 @@ from kvmpy import cli
 from kvmpy.cli import top_view
 from kvmpy.watch import MachineInfo, MachineSample, Sample, VcpuSample, find
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 TOP = [sys.executable, "-m", "kvmpy", "top"]
 LIMIT = 40  # below the limit of a test
 

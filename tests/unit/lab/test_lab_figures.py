@@ -9,7 +9,7 @@ import pytest
 from kvmpy.lab.show import rings_figure as _rings_figure, sensitive_figure as _sensitive_figure
 from kvmpy.report.blocks import Picture
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 #: As on kvm_intel: rings 0 to 3 of a guest, and this process.
 COUNTS = ((25, 26, 8), (3, 26, 1), (3, 26, 1), (3, 26, 1), (3, 26, None))
 BARS = {

@@ -12,7 +12,7 @@ import kvmpy
 from kvmpy import _native, errors, ioctls
 from kvmpy.ioctls import ioctl as ioctl_module
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 VARIABLE = {"struct kvm_msrs", "struct kvm_cpuid2", "struct kvm_msr_list"}
 
 
