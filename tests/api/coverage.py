@@ -5,12 +5,11 @@
 
 Compares kvmpy/ioctls/table.py with the installed <linux/kvm.h> and with the list of the kernel's
 KVM API document (documented.tsv), the exits with the header, and the methods that the table names
-with the package. With JUnit files of test runs it also lists on which run a passed test made each ioctl
-with success, saw each exit and enabled each capability. Exit status 1 when something of x86 is
-missing, or no test ever made an ioctl and no reason is stated here.
-
-A run whose tests made no ioctl was left out (no /dev/kvm, no rig, no file). An ioctl that only such
-runs can show (SHOWN_BY) is told, and does not count.
+with the package. With JUnit files of test runs it also lists on which run a passed test made each
+ioctl with success, saw each exit and enabled each capability. Exit status 1 when something of x86
+is missing, or no test ever made an ioctl and no reason is stated here. A run whose tests made no
+ioctl was left out (no /dev/kvm, no rig, no file). An ioctl that only such runs can show
+(SHOWN_BY) is told, and does not count.
 """
 
 from __future__ import annotations
