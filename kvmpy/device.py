@@ -8,13 +8,14 @@ was built with CONFIG_KVM_VFIO, else KVM answers ENODEV.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import ioctls
-from .errors import ClosedError, KvmIoctlError, UnsupportedError
+from .errors import KvmIoctlError, UnsupportedError
+from .fd import Descriptor
 from .shim import address_of, ffi, lib
+from .vm_fd import VmFd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -111,11 +112,13 @@ class Attributes:
         self._check(result, ioctls.KVM_SET_DEVICE_ATTR, group, attr)
 
 
-class Device:
+class Device(Descriptor):
     """A device inside KVM. Made by :meth:`VM.create_device`."""
 
-    def __init__(self, fd: int, type: int):
-        self._fd = fd
+    _what = "device"
+
+    def __init__(self, fd: int, type: int, vm_fd: int):
+        self._opened(fd, vm_fd)
         #: KVM_DEV_TYPE_*.
         self.type = type
 
@@ -129,59 +132,14 @@ class Device:
         """
         return Attributes(self.fileno, "KVM_CAP_DEVICE_CTRL")
 
-    def fileno(self) -> int:
-        """The descriptor. Raises ClosedError after close().
-
-        >>> if vm.has_device("vfio"):  # not every KVM has one
-        ...     with vm.create_device("vfio") as vfio:
-        ...         assert vfio.fileno() > 2
-        """
-        if self._fd < 0:
-            raise ClosedError("this device is closed")
-        return self._fd
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called.
-
-        >>> if vm.has_device("vfio"):  # not every KVM has one
-        ...     with vm.create_device("vfio") as vfio:
-        ...         assert not vfio.closed
-        """
-        return self._fd < 0
-
-    def close(self) -> None:
-        """Close the descriptor: the VM loses the device.
-
-        >>> if vm.has_device("vfio"):  # not every KVM has one
-        ...     vm.create_device("vfio").close()
-        """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> Device:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
-
     def __repr__(self) -> str:
         names = {number: name for name, number in DEVICE_TYPES.items()}
         what = names.get(self.type, f"of type {self.type}")
         return f"<Device {what}, closed>" if self.closed else f"<Device {what} fd {self._fd}>"
 
 
-class DeviceMethods:
-    """The part of a VM that makes devices."""
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
+class VmDevices(VmFd):
+    """KVM's own devices."""
 
     @property
     def attributes(self) -> Attributes:
@@ -196,7 +154,7 @@ class DeviceMethods:
         """KVM_CREATE_DEVICE: make a device of KVM's own. KVM API, 4.79.
 
         ``type``: KVM_DEV_TYPE_*, or its name: "vfio" on x86. Raises UnsupportedError for a type
-        that this KVM has not, KvmIoctlError (EEXIST) for a second one of its kind.
+        that this KVM lacks, KvmIoctlError (EEXIST) for a second one of its kind.
 
         >>> if vm.has_device("vfio"):
         ...     vm.create_device("vfio").close()
@@ -208,8 +166,7 @@ class DeviceMethods:
             raise UnsupportedError(f"this KVM has no device of type {type}", "KVM_CAP_DEVICE_CTRL")
         if result < 0:
             raise ioctls.KVM_CREATE_DEVICE.error(self.fileno(), -result, f"type {type}")
-        ioctls.remember_origin(request.fd, self.fileno())
-        return Device(request.fd, number)
+        return Device(request.fd, number, self.fileno())
 
     def has_device(self, type: int | str) -> bool:
         """KVM_CREATE_DEVICE with KVM_CREATE_DEVICE_TEST: whether this KVM has such devices.

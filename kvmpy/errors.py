@@ -155,7 +155,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_X86_SETUP_MCE", _errno.EINVAL): "no bank, more than KVM has, or a bit that is not in "
     "KVM_X86_GET_MCE_CAP_SUPPORTED",
     ("KVM_X86_SET_MCE", _errno.EINVAL): "the vCPU has no such bank, or the status is not valid: "
-    "setup_mce() first, and bit 63 of the status",
+    "mce.setup() first, and bit 63 of the status",
     ("KVM_SET_VCPU_EVENTS", _errno.EINVAL): "flags has a part that this VM has not enabled "
     "(KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT), or a vector cannot be",
     ("KVM_SET_CPUID2", _errno.EINVAL): "CPUID cannot change once the vCPU has run",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 from . import ioctls
-from .cpuid.cpuid import Cpuid
+from .cpuid.kvm import KvmCpuid
+from .device import Attributes
 from .errors import (
-    ClosedError,
     KvmBrokenError,
     KvmBusyError,
     KvmIoctlError,
@@ -20,11 +19,10 @@ from .errors import (
     UnsupportedError,
 )
 from .ioctls import capabilities
-from .kvm_extras import ExtraMethods
+from .ioctls.growing import read_table
 from .memory.guest_memfd import VmType, decode_vm_types
 from .msrs.msrs import FeatureMsrs
-from .shim import ffi
-from .values import replace
+from .shim import ffi, lib
 
 API_VERSION = 12
 
@@ -56,16 +54,22 @@ def _cannot_open(path: str, error: OSError) -> KvmUnavailableError:
     )
 
 
-class KVM(ExtraMethods):
+def _indices(ioctl: ioctls.Ioctl, fd: int) -> tuple[int, ...]:
+    table = read_table(ioctl, fd)
+    return tuple(table.indices[i] for i in range(table.nmsrs))
+
+
+class KVM(KvmCpuid):
     """The system descriptor: opens ``path`` and checks that the kernel speaks API version 12.
 
     Raises a subclass of KvmUnavailableError, each with its remedy.
     """
 
+    _what = "KVM object"
+
     def __init__(self, path: str = "/dev/kvm"):
-        self._fd = -1
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._opened(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
             raise _cannot_open(path, error) from None
         version = ioctls.KVM_GET_API_VERSION.raw(self._fd)
@@ -79,16 +83,6 @@ class KVM(ExtraMethods):
                 f"{path} speaks KVM API version {version}, not {API_VERSION}.",
                 "Use a kernel of 2007 or later.",
             )
-
-    def fileno(self) -> int:
-        """The descriptor. Raises ClosedError after close().
-
-        >>> kvmpy.ioctls.KVM_GET_API_VERSION(kvm.fileno())
-        12
-        """
-        if self._fd < 0:
-            raise ClosedError("this KVM object is closed")
-        return self._fd
 
     def check_extension(self, capability: int | str) -> int:
         """KVM_CHECK_EXTENSION: 0 if absent, else 1 or a number the capability defines.
@@ -107,9 +101,6 @@ class KVM(ExtraMethods):
 
         Raises UnsupportedError for a type that :attr:`vm_types` lacks, and KvmBrokenError when KVM
         refuses.
-
-        >>> import os
-        >>> os.close(kvm.create_vm())
 
         >>> import os
         >>> os.close(kvm.create_vm())
@@ -156,52 +147,9 @@ class KVM(ExtraMethods):
         """
         return ioctls.KVM_GET_VCPU_MMAP_SIZE(self.fileno())
 
-    def supported_cpuid(self) -> Cpuid:
-        """KVM_GET_SUPPORTED_CPUID: what KVM can give a guest.
-
-        With two bits that kernels before 6.14 leave to the caller: the hypervisor bit, and the TSC
-        deadline timer if KVM_CAP_TSC_DEADLINE_TIMER is there.
-
-        >>> "hypervisor" in kvm.supported_cpuid()
-        True
-
-        >>> "sse2" in kvm.supported_cpuid()
-        True
-        """
-        table = self._cpuid_table(ioctls.KVM_GET_SUPPORTED_CPUID)
-        first = table.get(1)
-        if first is None:
-            return table
-        deadline = self.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
-        return table.with_leaf(replace(first, ecx=first.ecx | 1 << 31 | deadline << 24))
-
-    def emulated_cpuid(self) -> Cpuid:
-        """KVM_GET_EMULATED_CPUID: features the CPU need not have, because KVM's instruction
-        emulator provides them, slowly (KVM API, "4.88 KVM_GET_EMULATED_CPUID").
-
-        Raises UnsupportedError if KVM_CAP_EXT_EMUL_CPUID is missing.
-
-        >>> all(feature in kvm.emulated_cpuid() for feature in kvm.emulated_cpuid().features)
-        True
-        """
-        return self._cpuid_table(ioctls.KVM_GET_EMULATED_CPUID)
-
-    def _cpuid_table(self, ioctl: ioctls.Ioctl) -> Cpuid:
-        """E2BIG means: a larger table."""
-        entries = 128
-        while True:
-            table = ffi.new("struct kvm_cpuid2 *", {"entries": entries})
-            table.nent = entries
-            result = ioctl.raw(self.fileno(), table)
-            if result == 0:
-                return Cpuid._from_c(table)
-            if result != -errno.E2BIG or entries >= 1 << 14:
-                raise ioctl.error(self.fileno(), -result, f"{entries} entries")
-            entries *= 2
-
     @property
     def mce_capabilities(self) -> int:
-        """IA32_MCG_CAP's bits that VCPU.setup_mce() takes, without the bank count
+        """IA32_MCG_CAP's bits that VCPU.mce.setup() takes, without the bank count
         (KVM_X86_GET_MCE_CAP_SUPPORTED).
 
         >>> kvm.mce_capabilities & 0xFF
@@ -218,7 +166,7 @@ class KVM(ExtraMethods):
         >>> 0x10 in kvm.msr_indices()
         True
         """
-        return self._index_list("KVM_GET_MSR_INDEX_LIST")
+        return _indices(ioctls.KVM_GET_MSR_INDEX_LIST, self.fileno())
 
     def feature_msr_indices(self) -> tuple[int, ...]:
         """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize.
@@ -226,7 +174,7 @@ class KVM(ExtraMethods):
         >>> isinstance(kvm.feature_msr_indices(), tuple)
         True
         """
-        return self._index_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
+        return _indices(ioctls.KVM_GET_MSR_FEATURE_INDEX_LIST, self.fileno())
 
     @property
     def feature_msrs(self) -> FeatureMsrs:
@@ -240,49 +188,24 @@ class KVM(ExtraMethods):
         """
         return FeatureMsrs(self)
 
-    def _index_list(self, name: str) -> tuple[int, ...]:
-        table: Any = ffi.new("struct kvm_msr_list *", {"indices": 0})
-        first = ioctls.ALL[name].raw(self.fileno(), table)  # E2BIG, and nmsrs says how many
-        if first == 0:
-            return ()
-        if first != -errno.E2BIG:
-            raise KvmIoctlError(name, -first)
-        count = table.nmsrs
-        table = ffi.new("struct kvm_msr_list *", {"indices": count})
-        table.nmsrs = count
-        ioctls.ALL[name](self.fileno(), table, f"{count} entries")
-        return tuple(table.indices)
+    @property
+    def attributes(self) -> Attributes:
+        """The system's attributes (KVM_CAP_SYS_ATTRIBUTES).
+
+        >>> kvm.attributes.has(0, 0)  # KVM_X86_XCOMP_GUEST_SUPP
+        True
+        """
+        return Attributes(self.fileno, "KVM_CAP_SYS_ATTRIBUTES")
 
     @property
-    def closed(self) -> bool:
-        """Whether close() was called.
+    def supported_xcr0(self) -> int:
+        """KVM_X86_XCOMP_GUEST_SUPP: the XCR0 bits that guests can have, those included that take
+        arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM).
 
-        >>> kvm.closed
-        False
+        >>> kvm.supported_xcr0 & 1
+        1
         """
-        return self._fd < 0
-
-    def close(self) -> None:
-        """Close the descriptor. VMs made from it live on.
-
-        >>> other = kvmpy.KVM()
-        >>> other.close()
-        >>> other
-        <KVM, closed>
-        """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> KVM:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+        return self.attributes.get(0, lib.KVM_X86_XCOMP_GUEST_SUPP)
 
     def __repr__(self) -> str:
         return "<KVM, closed>" if self.closed else f"<KVM fd {self._fd}>"

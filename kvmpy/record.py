@@ -7,14 +7,13 @@ a way that a person can read. The compiler has the last word on the layout, as e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
-from .ioctls.ioctl import Ioctl
 from .shim import ffi
 from .values import dataclass, names
 
 if TYPE_CHECKING:
-    from .vcpu import VCPU
+    pass
 
 
 R = TypeVar("R", bound="Record")
@@ -215,31 +214,3 @@ def differences(a: object, b: object, path: str = "") -> Iterator[tuple[str, obj
             yield from differences(x, y, f"{path}[{i}]")
     elif a != b:
         yield path, a, b
-
-
-class StateField(Generic[R]):
-    """A vCPU's attribute that an ioctl reads into a record, and another sets from one.
-
-    Both settle the vCPU first: the last exit's instruction is completed and edits of the live
-    register views are in.
-    """
-
-    def __init__(self, record: type[R], get: Ioctl, put: Ioctl | None, doc: str):
-        self.record, self.get, self.put = record, get, put
-        self.__doc__ = doc
-
-    @overload
-    def __get__(self, cpu: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, cpu: VCPU, owner: type) -> R: ...
-    def __get__(self, cpu: VCPU | None, owner: type) -> R | Self:
-        if cpu is None:
-            return self
-        structure = ffi.new(self.record.c_name + " *")
-        self.get(cpu._settle(0), structure)
-        return self.record.from_c(structure)
-
-    def __set__(self, cpu: VCPU, value: R) -> None:
-        if self.put is None:
-            raise AttributeError(f"{self.get.name} has no counterpart that sets")
-        self.put(cpu._settle(0), value.to_c(), value_text(value))

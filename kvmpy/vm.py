@@ -1,33 +1,28 @@
-"""A VM: guest memory, interrupt lines, vCPUs (KVM API, "4.2 KVM_CREATE_VM" and on)."""
+"""A VM: all of its topics in one class, and how it begins and ends (KVM API, "4.2 KVM_CREATE_VM"
+and on)."""
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import TYPE_CHECKING, Literal
 
 from . import ioctls
 from .cpuid.cpuid import Cpuid
-from .device import DeviceMethods
-from .errors import ClosedError
-from .interrupts.eventfds import EventMethods
-from .interrupts.lines import IrqMethods
-from .ioctls import capabilities
+from .device import VmDevices
+from .interrupts.eventfds import VmEvents
 from .kvm import KVM
-from .memory.dirty import DirtyMethods
-from .memory.encryption import EncryptionMethods
-from .memory.guest import Backing, GuestMemory
-from .memory.regions import MemoryMethods
+from .memory.dirty import VmDirty
+from .memory.guest import GuestMemory
+from .memory.regions import VmMemory
 from .memory.slots import Slots
-from .msrs.filters import FilterMethods
-from .msrs.pmu import PmuMethods
-from .paravirt.hyperv import HypervMethods
-from .paravirt.xen_methods import XenMethods
-from .run.bus import Bus, BusMethods
-from .run.enabling import VmEnableMethods
+from .msrs.filters import VmMsrs
+from .msrs.pmu import VmPmu
+from .run.bus import Bus
+from .run.claims import VmClaims
+from .run.enabling import VmEnabling
 from .shim import ffi, lib
-from .state.vm_clock import ClockMethods
-from .stats.methods import StatsMethods
+from .state.clock import VmClock
+from .stats.methods import WithStats
 from .vcpu import VCPU
 from .x86 import layout
 
@@ -35,32 +30,15 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .host.topology import Pin
-
-
-_supported_cpuid: list[Cpuid] = []
-_host_cpuids: dict[tuple[int, bool], Cpuid] = {}
-
-
-def host_cpuid(kvm: KVM, vcpu_id: int, lapic: bool) -> Cpuid:
-    """All that KVM supports, made vCPU ``vcpu_id``'s own.
-
-    KVM is asked once per process, and a table is made once per id.
-
-    >>> kvmpy.vm.host_cpuid(kvm, 3, lapic=True)[1].ebx >> 24
-    3
-    """
-    if not _supported_cpuid:
-        _supported_cpuid.append(kvm.supported_cpuid())
-    key = vcpu_id, lapic
-    if key not in _host_cpuids:
-        _host_cpuids[key] = _supported_cpuid[0].for_vcpu(vcpu_id, lapic=lapic)
-    return _host_cpuids[key]
+    from .memory.encryption import VmSev
+    from .memory.guest import Backing
+    from .paravirt.hyperv import VmHyperv
+    from .paravirt.xen_calls import VmXen
 
 
 class VM(
-    BusMethods, ClockMethods, DeviceMethods, DirtyMethods, EncryptionMethods, EventMethods,
-    FilterMethods, HypervMethods, IrqMethods, MemoryMethods, PmuMethods, StatsMethods,
-    VmEnableMethods, XenMethods,
+    VmClaims, VmClock, VmDevices, VmDirty, VmEnabling, VmEvents, VmMemory, VmMsrs,
+    VmPmu, WithStats,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.
 
@@ -93,19 +71,16 @@ class VM(
         if irqchip not in (True, False, "kernel", "split") or (irqchip == "split" and pit):
             raise ValueError(f"irqchip={irqchip!r}, pit={pit!r}: the irqchip is True, False, "
                              "'kernel' or 'split', and a split one has no PIT")  # fmt: skip
-        self._fd = -1
-        self._bus: Bus | None = None
         self._owns_memory = not isinstance(memory, GuestMemory)
         self._vcpus: list[weakref.ref[VCPU]] = []
-        #: Guest memory; closed with the VM unless the caller made it.
         self.memory = memory if isinstance(memory, GuestMemory) else GuestMemory()
         self.slots = Slots(self, self.memory)
         self._guest_memfds = weakref.WeakSet()
         self._kvm = kvm or KVM()
         self._owns_kvm = kvm is None
         try:
-            self._fd = self._kvm.create_vm(type)
-            ioctls.remember_origin(self._fd, self._fd)
+            fd = self._kvm.create_vm(type)
+            self._opened(fd, fd)
             self.run_size = self._kvm.vcpu_mmap_size
             self.sync_fields = self.check_extension(lib.KVM_CAP_SYNC_REGS)
             self._bus = Bus()
@@ -173,7 +148,7 @@ class VM(
         if isinstance(cpuid, str):
             if cpuid != "host":
                 raise ValueError(f"cpuid={cpuid!r}: give 'host', a Cpuid or None")
-            cpuid = host_cpuid(self._kvm, vcpu_id, self.has_irqchip)
+            cpuid = self._kvm.host_cpuid(vcpu_id, lapic=self.has_irqchip)
         vcpu = VCPU(self, vcpu_id)
         if pin is not None:
             vcpu.pin = pin
@@ -190,39 +165,49 @@ class VM(
         >>> cpu in vm.vcpus
         True
         """
-        return [vcpu for ref in self._vcpus if (vcpu := ref()) is not None]
+        return self._held_vcpus()
 
-    # -- ioctls
-
-    def fileno(self) -> int:
-        """The VM's descriptor. Raises ClosedError after close().
-
-        >>> kvmpy.ioctls.KVM_CHECK_EXTENSION(vm.fileno(), 0)
-        1
-        """
-        if self._fd < 0:
-            raise ClosedError("this VM is closed")
-        return self._fd
-
-    def check_extension(self, capability: int | str) -> int:
-        """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says.
-
-        >>> vm.check_extension("KVM_CAP_USER_MEMORY")
-        1
-        """
-        number = capabilities.number(capability)
-        return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
-
-    # -- life
+    # -- rare topics, each an object of its own
 
     @property
-    def closed(self) -> bool:
-        """Whether close() was called.
+    def xen(self) -> VmXen:
+        """KVM as Xen: ``vm.xen.configure(...)``, attributes, event channels.
 
-        >>> vm.closed
-        False
+        >>> if kvm.check_extension("KVM_CAP_XEN_HVM"):
+        ...     vm.xen.configure(0x4000_0000)
         """
-        return self._fd < 0
+        from .paravirt.xen_calls import VmXen
+
+        return VmXen(self)
+
+    @property
+    def hyperv(self) -> VmHyperv:
+        """KVM as Hyper-V: ``vm.hyperv.eventfd(...)``.
+
+        >>> import os; event = os.eventfd(0)
+        >>> if kvm.check_extension("KVM_CAP_HYPERV_EVENTFD"):
+        ...     vm.hyperv.eventfd(1, event)
+        >>> os.close(event)
+        """
+        from .paravirt.hyperv import VmHyperv
+
+        return VmHyperv(self)
+
+    @property
+    def sev(self) -> VmSev:
+        """AMD's encrypted guests: ``vm.sev.op(...)``, and the memory that may be encrypted.
+
+        >>> try:
+        ...     vm.sev.op(kvmpy.encryption.SevCommand.GUEST_STATUS)
+        ... except kvmpy.KvmpyError as error:
+        ...     str(error).split(":")[0]
+        'KVM_MEMORY_ENCRYPT_OP'
+        """
+        from .memory.encryption import VmSev
+
+        return VmSev(self)
+
+    # -- life
 
     def close(self) -> None:
         """End the vCPUs, then the VM, then its memory (unless the caller made it).
@@ -243,9 +228,7 @@ class VM(
             if disconnect is not None:
                 disconnect()  # its interrupt line is this VM's: the descriptor's number is not
         self._close_stats()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        super().close()
         self._bus = None
         if self._owns_kvm:
             self._kvm.close()
@@ -254,16 +237,6 @@ class VM(
         self._close_memory()
         if self._owns_memory:
             self.memory.close()
-
-    def __enter__(self) -> VM:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
 
     def __repr__(self) -> str:
         if self.closed:

@@ -14,7 +14,7 @@ TABLE = Path(__file__).resolve().parent.parent / "kvmpy" / "ioctls" / "table.py"
 HEAD = '''\
 """Every KVM ioctl of x86 by name. Made by native/ioctls_stub.py: do not edit."""
 
-from .ioctl import Ioctl as Ioctl, lacks as lacks, remember_origin as remember_origin
+from .ioctl import Ioctl as Ioctl, lacks as lacks
 
 ALL: dict[str, Ioctl]
 '''

@@ -19,7 +19,7 @@ from ..exits.reasons import Exit
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
+    from .guest_debug import VcpuGuestDebug
 
 
 Kind = Literal["execute", "write", "access"]
@@ -129,7 +129,7 @@ class _Debugger:
     """The breakpoints of one vCPU."""
 
     def __init__(self, cpu: Any):
-        self.cpu: VCPU = cpu
+        self.cpu: VcpuGuestDebug = cpu
         self.breakpoints: list[Breakpoint] = []
         #: The vCPU's run() is to run the vCPU, and not to come back here.
         self.inside = False
@@ -386,7 +386,7 @@ def debugger_of(cpu: Any) -> _Debugger:
     return found
 
 
-def linear_rip(cpu: VCPU) -> int:
+def linear_rip(cpu: VcpuGuestDebug) -> int:
     """RIP as a linear address: in 64-bit code itself, else from CS's base, modulo 2**32.
 
     >>> cpu.enter(kvmpy.REAL_MODE, rip=0x7C00)

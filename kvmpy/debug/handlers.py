@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
+    from .guest_debug import VcpuGuestDebug
 
 _SOFTWARE_INTERRUPTS = {0xCC: 3, 0xCE: 4, 0xF1: 1}
 
@@ -22,7 +22,7 @@ def vector_of(opcode: bytes) -> int | None:
     return _SOFTWARE_INTERRUPTS.get(opcode[0]) if opcode else None
 
 
-def handler_address(cpu: VCPU, opcode: bytes) -> int | None:
+def handler_address(cpu: VcpuGuestDebug, opcode: bytes) -> int | None:
     """The linear address that SYSCALL, SYSENTER, INT n and their like go to, as far as MSRs and
     the IDT tell; None for other instructions, and where there is no handler.
 
@@ -41,7 +41,7 @@ def handler_address(cpu: VCPU, opcode: bytes) -> int | None:
     return None if vector is None else _gate_target(cpu, vector, long)
 
 
-def _gate_target(cpu: VCPU, vector: int, long: bool) -> int | None:
+def _gate_target(cpu: VcpuGuestDebug, vector: int, long: bool) -> int | None:
     base = cpu.sregs.idt.base
     if not cpu.sregs.cr0 & 1:
         raw = cpu.read_virtual(base + 4 * vector, 4)
@@ -55,7 +55,7 @@ def _gate_target(cpu: VCPU, vector: int, long: bool) -> int | None:
     return offset | int.from_bytes(raw[8:12], "little") << 32 if long else offset
 
 
-def saved_flags(cpu: VCPU, opcode: bytes, arrived: bool) -> int | None:
+def saved_flags(cpu: VcpuGuestDebug, opcode: bytes, arrived: bool) -> int | None:
     """The linear address of the RFLAGS that the instruction just executed has pushed; None if it
     has not. ``arrived``: it entered its handler.
 
@@ -73,7 +73,7 @@ def saved_flags(cpu: VCPU, opcode: bytes, arrived: bool) -> int | None:
     return stack + (8 if cpu.sregs.cr0 & 1 else 4)
 
 
-def _stack(cpu: VCPU) -> int:
+def _stack(cpu: VcpuGuestDebug) -> int:
     sregs = cpu.sregs
     if sregs.efer >> 10 & 1 and sregs.cs.l:
         return cpu.regs.rsp

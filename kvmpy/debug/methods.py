@@ -3,75 +3,23 @@ KVM_SET_GUEST_DEBUG")."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .. import ioctls
 from ..exits.reasons import Exit
-from ..shim import ffi, lib
+from .guest_debug import VcpuGuestDebug
 
 if TYPE_CHECKING:
-    from .breakpoints import Breakpoint, Kind, _Debugger
+    from .breakpoints import Breakpoint, Kind
     from .stepping import Step
 
 
-class DebugMethods:
-    """The part of a vCPU that is debugged.
+class VcpuDebug(VcpuGuestDebug):
+    """Breakpoints and single steps.
 
     KVM's debugging takes the place of the guest's own: while hardware breakpoints are set, the
     guest's DR0..DR3 and DR7 keep their values and have no effect, and its RFLAGS.TF is not seen.
     """
-
-    _debugger: _Debugger | None = None
-
-    if TYPE_CHECKING:
-
-        def _settle(self, fields: int) -> int: ...
-        def run(self, timeout: float | None = None, max_exits: int | None = None) -> Exit: ...
-
-    def set_guest_debug(
-        self,
-        *,
-        enable: bool = True,
-        single_step: bool = False,
-        software: bool = False,
-        hardware: Sequence[int] | None = None,
-        block_interrupts: bool = False,
-        inject_debug: bool = False,
-        inject_breakpoint: bool = False,
-    ) -> None:
-        """KVM_SET_GUEST_DEBUG itself; :meth:`breakpoint` and :meth:`steps` are built on it, and
-        overwrite what is set here.
-
-        ``single_step``: Debug after each instruction. ``software``: INT3 gives Debug. ``hardware``:
-        DR0..DR7 for the host's use. ``block_interrupts``: none is delivered while stepping.
-        ``inject_debug``, ``inject_breakpoint``: the guest gets a #DB, a #BP. ``enable=False`` turns
-        all off. Raises UnsupportedError for a flag KVM_CAP_SET_GUEST_DEBUG2 does not have,
-        KvmIoctlError (EBUSY) for an injection while another exception is pending.
-
-        >>> vm.load(kvmpy.asm("inc eax; hlt"), at=0x1000)
-        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
-        >>> cpu.set_guest_debug(single_step=True)
-        >>> cpu.run(timeout=5).single_step, hex(cpu.regs.rip)
-        (True, '0x1002')
-        """
-        chosen = (
-            (enable, lib.KVM_GUESTDBG_ENABLE),
-            (single_step, lib.KVM_GUESTDBG_SINGLESTEP),
-            (software, lib.KVM_GUESTDBG_USE_SW_BP),
-            (hardware is not None, lib.KVM_GUESTDBG_USE_HW_BP),
-            (block_interrupts, lib.KVM_GUESTDBG_BLOCKIRQ),
-            (inject_debug, lib.KVM_GUESTDBG_INJECT_DB),
-            (inject_breakpoint, lib.KVM_GUESTDBG_INJECT_BP),
-        )
-        structure = ffi.new("struct kvm_guest_debug *")
-        structure.control = sum(bit for on, bit in chosen if on)
-        if hardware is not None:
-            if len(hardware) != 8:
-                raise ValueError(f"{len(hardware)} debug registers: there are eight")
-            structure.arch.debugreg = list(hardware)
-        detail = f"control {structure.control:#x}"
-        ioctls.KVM_SET_GUEST_DEBUG(self._settle(0), structure, detail)
 
     def breakpoint(
         self,
@@ -115,7 +63,11 @@ class DebugMethods:
         ...     print(len(cpu.breakpoints))
         1
         """
-        return tuple(self._debugger.breakpoints) if self._debugger is not None else ()
+        if self._debugger is None:
+            return ()
+        from .breakpoints import debugger_of
+
+        return tuple(debugger_of(self).breakpoints)
 
     def until(self, address: int, *, timeout: float | None = None) -> Exit:
         """Run to the instruction at a linear address: Debug when it is there, or whatever exit

@@ -17,7 +17,7 @@ from ..exits.reasons import Exit
 from .breakpoints import _Budget, _Debugger, debugger_of, linear_rip
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
+    from .guest_debug import VcpuGuestDebug
 
 _TF = 1 << 8
 _LONGEST = 15  # bytes of an instruction
@@ -82,7 +82,7 @@ def steps(
 
 
 class _Stepper:
-    def __init__(self, cpu: VCPU, budget: _Budget, block_interrupts: bool):
+    def __init__(self, cpu: VcpuGuestDebug, budget: _Budget, block_interrupts: bool):
         self.cpu, self.budget, self.block_interrupts = cpu, budget, block_interrupts
 
     @property
@@ -185,7 +185,7 @@ def _is_end(exit: Exit) -> bool:
     return not exit.resumable or isinstance(exit, (exits.Kicked, exits.Timeout))
 
 
-def is_64bit(cpu: VCPU) -> bool:
+def is_64bit(cpu: VcpuGuestDebug) -> bool:
     """Whether the vCPU executes 64-bit code.
 
     >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)

@@ -4,19 +4,18 @@ read and written by them."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import ioctls
 from ..errors import GuestMemoryError
 from ..record import Record
 from ..shim import ffi
 from ..values import dataclass
+from ..vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from ..state.live import SpecialRegisters
-    from ..vm import VM
     from ..x86 import walk as walks
 
 
@@ -52,16 +51,8 @@ class Translation(Record):
         return f"Translation(gva {self.linear_address:#x} -> {found})"
 
 
-class TranslateMethods:
+class VcpuTranslate(VcpuFd):
     """The part of a vCPU that knows virtual addresses."""
-
-    if TYPE_CHECKING:
-        vm: VM
-        _debugger: Any
-
-        @property
-        def sregs(self) -> SpecialRegisters: ...
-        def _settle(self, fields: int) -> int: ...
 
     def translate(self, gva: int) -> Translation:
         """KVM_TRANSLATE: a guest virtual (linear) address, 0..2**64-1, by the vCPU's current mode

@@ -15,7 +15,7 @@ from ..shim import ffi, lib
 from ..x86 import layout
 
 if TYPE_CHECKING:
-    from ..interrupts.eventfds import HasFileno
+    from ..fd import HasFileno
     from ..interrupts.routing import Route
     from ..vm import VM
 

@@ -9,13 +9,13 @@ from ..errors import KvmpyError
 from . import reasons as exits
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
+    from ..vcpu_fd import VcpuFd
 
 #: Bytes of code shown at RIP: an x86 instruction has at most 15.
 CODE_BYTES = 15
 
 
-def explain(vcpu: VCPU, exit: exits.Exit) -> str:
+def explain(vcpu: VcpuFd, exit: exits.Exit) -> str:
     """A text of a few lines: the exit, its likely cause, the code at RIP, the registers.
 
     >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
@@ -160,7 +160,7 @@ def _module() -> str:
     return module_name()
 
 
-def _code(vcpu: VCPU) -> str:
+def _code(vcpu: VcpuFd) -> str:
     """The bytes at RIP, through the guest's own page tables."""
     from ..x86 import walk
 

@@ -8,18 +8,14 @@ from .. import ioctls
 from ..device import Attributes
 from ..errors import UnsupportedError
 from ..shim import ffi, lib
+from ..vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
-    from ..vm import VM
+    pass
 
 
-class ApicMethods:
+class VcpuApic(VcpuFd):
     """Capabilities, attributes, TPR reporting and the VAPIC page of a vCPU."""
-
-    if TYPE_CHECKING:
-        vm: VM
-
-        def _settle(self, fields: int) -> int: ...
 
     @property
     def attributes(self) -> Attributes:
@@ -77,3 +73,22 @@ class ApicMethods:
         """
         address = ffi.new("struct kvm_vapic_addr *", {"vapic_addr": gpa})
         ioctls.KVM_SET_VAPIC_ADDR(self._settle(0), address, f"gpa {gpa:#x}")
+
+    def nmi(self) -> None:
+        """KVM_NMI: queue a non-maskable interrupt.
+
+        >>> cpu.nmi()
+        """
+        ioctls.KVM_NMI(self.fileno())
+
+    def interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT: queue an external interrupt, in a VM without in-kernel irqchip.
+
+        ``vector`` 0..255. The guest must be ready for it: RFLAGS.IF set, none queued.
+
+        >>> cpu.interrupt(0x20)
+        >>> cpu.events.interrupt.nr
+        32
+        """
+        request = ffi.new("struct kvm_interrupt *", {"irq": vector})
+        ioctls.KVM_INTERRUPT(self.fileno(), request, f"vector {vector}")

@@ -6,46 +6,23 @@ KVM API, "4.75 KVM_IRQFD", "4.59 KVM_IOEVENTFD", "4.116 KVM_(UN)REGISTER_COALESC
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from .. import ioctls
+from ..fd import HasFileno, number_of
 from ..ioctls import capabilities
 from ..run.bus import ClaimError
 from ..shim import ffi, lib
-
-if TYPE_CHECKING:
-    from ..devices.ioapic import Ioapic
-    from ..run.bus import Bus
+from .lines import UserIoapic, VmInterrupts
 
 
-class HasFileno(Protocol):
-    """An object with a descriptor: a file, a socket, :class:`kvmpy.Device`."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-
-
-def _descriptor(source: int | HasFileno) -> int:
-    """The number of a descriptor, or of what has one."""
-    return source if isinstance(source, int) else source.fileno()
-
-
-class EventMethods:
+class VmEvents(VmInterrupts):
     """irqfd, ioeventfd and coalesced writes of a VM."""
 
     #: Zones of coalesced writes: (pio, first, size).
     _zones: frozenset[tuple[bool, int, int]] = frozenset()
     #: irqfds whose EOI our I/O APIC tells: (eventfd, gsi).
     _resampled: frozenset[tuple[int, int]] = frozenset()
-
-    if TYPE_CHECKING:
-        run_size: int
-        ioapic: Ioapic | None
-
-        @property
-        def bus(self) -> Bus: ...
-        def fileno(self) -> int: ...
-        def check_extension(self, capability: int | str) -> int: ...
 
     def irqfd(
         self,
@@ -69,18 +46,18 @@ class EventMethods:
         >>> os.close(event)
         """
         request = ffi.new("struct kvm_irqfd *")
-        request.fd, request.gsi = _descriptor(eventfd), gsi
+        request.fd, request.gsi = number_of(eventfd), gsi
         if deassign:
             request.flags |= lib.KVM_IRQFD_FLAG_DEASSIGN
         if resample is not None and self.ioapic is None:
             capabilities.require(self, "KVM_CAP_IRQFD_RESAMPLE")
             request.flags |= lib.KVM_IRQFD_FLAG_RESAMPLE
-            request.resamplefd = _descriptor(resample)
+            request.resamplefd = number_of(resample)
         ioctls.KVM_IRQFD(self.fileno(), request, f"eventfd {request.fd}, gsi {gsi}")
         if self.ioapic is not None:
             self._resample(self.ioapic, request, None if deassign else resample)
 
-    def _resample(self, ioapic: Ioapic, request: Any, resample: int | HasFileno | None) -> None:
+    def _resample(self, ioapic: UserIoapic, request: Any, resample: int | HasFileno | None) -> None:
         """With an irqfd made or taken back: what KVM does not know of."""
         key = request.fd, request.gsi
         if resample is None:
@@ -118,7 +95,7 @@ class EventMethods:
         >>> os.close(event)
         """
         request = ffi.new("struct kvm_ioeventfd *")
-        request.fd, request.addr, request.len = _descriptor(eventfd), address, length
+        request.fd, request.addr, request.len = number_of(eventfd), address, length
         if datamatch is not None:
             request.datamatch = datamatch
             request.flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 from .. import ioctls
 from ..errors import KvmIoctlError, UnsupportedError
 from ..ioctls import capabilities
 from ..shim import ffi, lib
+from ..vm_fd import VmFd
 
 if TYPE_CHECKING:
-    from ..devices.ioapic import Ioapic
+    from ..fd import HasFileno
     from .irqchips import IoapicState, PicState, PitState
-    from .routing import MsiMessage, Route
+    from .routing import MsiMessage, MsiRoute, Route
 
 
 #: Pins of the IOAPIC; GSIs from here on are free for MSIs.
@@ -64,7 +65,21 @@ class IrqStatus(int):
         return f"<IrqStatus {int(self)}: {what}>"
 
 
-class IrqMethods:
+class UserIoapic(Protocol):
+    """An I/O APIC in user space, as a VM with a split irqchip knows it: :class:`kvmpy.Ioapic`."""
+
+    @property
+    def routes(self) -> tuple[MsiRoute, ...]:
+        """What its pins are routed to now."""
+
+    def resample(self, pin: int, eventfd: int | HasFileno | None) -> None:
+        """Signal ``eventfd`` at the guest's EOI of a pin; None no longer."""
+
+    def _set_others(self, table: Any, routes: tuple[Route, ...]) -> None:
+        """KVM_SET_GSI_ROUTING, of the routes that are not its pins'."""
+
+
+class VmInterrupts(VmFd):
     """Interrupt controllers, lines, the PIT, GSI routing and MSIs of a VM."""
 
     #: "kernel": PIC, IOAPIC and LAPICs in KVM; "split": LAPICs only; None: no irqchip.
@@ -72,16 +87,10 @@ class IrqMethods:
     #: Of a split irqchip: how many GSIs are pins of a user-space I/O APIC; and that I/O APIC, once
     #: one is connected.
     ioapic_pins: int = 0
-    ioapic: Ioapic | None = None
+    ioapic: UserIoapic | None = None
     #: None: those that KVM's irqchip comes with.
     _routes: tuple[Route, ...] | None = ()
     _x2apic_ids = False
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-        def check_extension(self, capability: int | str) -> int: ...
-        def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None: ...
 
     @property
     def has_irqchip(self) -> bool:

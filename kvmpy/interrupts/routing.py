@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ..paravirt.xen_methods import XEN_2LEVEL as XEN_2LEVEL
 from ..shim import ffi, lib
 from .irqchips import DELIVERY_MODES, DEST_MODES, TRIGGERS, choice
 
 #: Where MSI addresses start; the LAPICs' registers are there too, for a CPU's own accesses.
 MSI_BASE = 0xFEE0_0000
+#: Priority of a Xen event: deliver by the 2-level ABI.
+XEN_2LEVEL = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, kw_only=True)

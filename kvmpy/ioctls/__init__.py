@@ -5,11 +5,11 @@ least as large as the structure the request's number encodes (``_IOC_SIZE``). Th
 this file says of each what it takes and which method makes it.
 """
 
-from .ioctl import Ioctl, lacks, remember_origin
+from .ioctl import Ioctl, lacks
 from .table import TABLE
 
 #: All of them by name.
 ALL: dict[str, Ioctl] = {row.split(maxsplit=1)[0]: Ioctl(row) for row in TABLE.splitlines() if row}
 globals().update(ALL)
 
-__all__ = ["ALL", "Ioctl", "lacks", "remember_origin", *ALL]
+__all__ = ["ALL", "Ioctl", "lacks", *ALL]

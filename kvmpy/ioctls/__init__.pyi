@@ -1,6 +1,6 @@
 """Every KVM ioctl of x86 by name. Made by native/ioctls_stub.py: do not edit."""
 
-from .ioctl import Ioctl as Ioctl, lacks as lacks, remember_origin as remember_origin
+from .ioctl import Ioctl as Ioctl, lacks as lacks
 
 ALL: dict[str, Ioctl]
 
@@ -325,49 +325,49 @@ Capability: KVM_CAP_BINARY_STATS_FD. KVM API: 4.133. Method: VM.stats.
 KVM_MEMORY_ENCRYPT_OP: Ioctl
 """On a vm descriptor; inout uint64_t.
 
-Capability: none. KVM API: 4.110. Method: VM.memory_encrypt_op.
+Capability: none. KVM API: 4.110. Method: VM.sev.op.
 """
 
 KVM_MEMORY_ENCRYPT_REG_REGION: Ioctl
 """On a vm descriptor; in struct kvm_enc_region.
 
-Capability: none. KVM API: 4.111. Method: VM.register_encrypted_region.
+Capability: none. KVM API: 4.111. Method: VM.sev.register_region.
 """
 
 KVM_MEMORY_ENCRYPT_UNREG_REGION: Ioctl
 """On a vm descriptor; in struct kvm_enc_region.
 
-Capability: none. KVM API: 4.112. Method: VM.unregister_encrypted_region.
+Capability: none. KVM API: 4.112. Method: VM.sev.unregister_region.
 """
 
 KVM_HYPERV_EVENTFD: Ioctl
 """On a vm descriptor; in struct kvm_hyperv_eventfd.
 
-Capability: KVM_CAP_HYPERV_EVENTFD. KVM API: 4.113. Method: VM.hyperv_eventfd.
+Capability: KVM_CAP_HYPERV_EVENTFD. KVM API: 4.113. Method: VM.hyperv.eventfd.
 """
 
 KVM_XEN_HVM_CONFIG: Ioctl
 """On a vm descriptor; in struct kvm_xen_hvm_config.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.28. Method: VM.configure_xen.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.28. Method: VM.xen.configure.
 """
 
 KVM_XEN_HVM_GET_ATTR: Ioctl
 """On a vm descriptor; inout struct kvm_xen_hvm_attr.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.127. Method: VM.get_xen_attribute.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.127. Method: VM.xen.get.
 """
 
 KVM_XEN_HVM_SET_ATTR: Ioctl
 """On a vm descriptor; in struct kvm_xen_hvm_attr.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.126. Method: VM.set_xen_attribute.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.126. Method: VM.xen.set.
 """
 
 KVM_XEN_HVM_EVTCHN_SEND: Ioctl
 """On a vm descriptor; in struct kvm_irq_routing_xen_evtchn.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.135. Method: VM.send_xen_event.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.135. Method: VM.xen.send_event.
 """
 
 KVM_RUN: Ioctl
@@ -595,13 +595,13 @@ Capability: KVM_CAP_SET_GUEST_DEBUG. KVM API: 4.87. Method: VCPU.set_guest_debug
 KVM_X86_SETUP_MCE: Ioctl
 """On a vcpu descriptor; in uint64_t.
 
-Capability: KVM_CAP_MCE. KVM API: 4.105. Method: VCPU.setup_mce.
+Capability: KVM_CAP_MCE. KVM API: 4.105. Method: VCPU.mce.setup.
 """
 
 KVM_X86_SET_MCE: Ioctl
 """On a vcpu descriptor; in struct kvm_x86_mce.
 
-Capability: KVM_CAP_MCE. KVM API: 4.106. Method: VCPU.inject_mce.
+Capability: KVM_CAP_MCE. KVM API: 4.106. Method: VCPU.mce.inject.
 """
 
 KVM_KVMCLOCK_CTRL: Ioctl
@@ -637,11 +637,11 @@ Capability: KVM_CAP_ONE_REG. KVM API: 4.84. Method: VCPU.one_reg_list.
 KVM_XEN_VCPU_GET_ATTR: Ioctl
 """On a vcpu descriptor; inout struct kvm_xen_vcpu_attr.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.129. Method: VCPU.get_xen_attribute.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.129. Method: VCPU.xen.get.
 """
 
 KVM_XEN_VCPU_SET_ATTR: Ioctl
 """On a vcpu descriptor; in struct kvm_xen_vcpu_attr.
 
-Capability: KVM_CAP_XEN_HVM. KVM API: 4.128. Method: VCPU.set_xen_attribute.
+Capability: KVM_CAP_XEN_HVM. KVM API: 4.128. Method: VCPU.xen.set.
 """

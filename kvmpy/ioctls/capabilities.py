@@ -6,11 +6,13 @@ the numbers.
 
 from __future__ import annotations
 
+import errno
 import functools
 from typing import Protocol
 
 from ..errors import UnsupportedError
-from ..shim import lib
+from ..shim import ffi, lib
+from . import KVM_ENABLE_CAP, lacks
 
 PREFIX = "KVM_CAP_"
 
@@ -77,3 +79,46 @@ def require(asked: Asked, capability: str) -> int:
     if not value:
         raise UnsupportedError(f"this KVM has no {capability}", capability)
     return value
+
+
+def enable(
+    fd: int, target: str, capability: int | str, args: tuple[int, ...], flags: int, has_vcpus: bool
+) -> None:
+    """KVM_ENABLE_CAP on ``fd``, a "vm" or a "vcpu" (``target``), with up to four arguments of 64
+    bits (KVM API, "4.37 KVM_ENABLE_CAP"). ``has_vcpus``: whether the VM has any yet.
+
+    Raises UnsupportedError when this KVM has no such capability, KvmIoctlError when it does not
+    take the arguments.
+
+    >>> kvmpy.capabilities.enable(vm.fileno(), "vm", "EXCEPTION_PAYLOAD", (1,), 0, False)
+    """
+    full = name(capability)
+    if len(args) > 4:
+        raise ValueError(f"{full}: {len(args)} arguments, KVM_ENABLE_CAP takes four")
+    request = ffi.new("struct kvm_enable_cap *")
+    request.cap, request.flags = number(capability), flags
+    for i, value in enumerate(args):
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{full}: argument {value:#x} is not in 0..2**64-1")
+        request.args[i] = value
+    result = KVM_ENABLE_CAP.raw(fd, request)
+    if result < 0:
+        raise _trouble(fd, target, full, args, -result, has_vcpus)
+
+
+def _trouble(
+    fd: int, target: str, full: str, args: tuple[int, ...], code: int, has_vcpus: bool
+) -> Exception:
+    """A capability that is not there is not a wrong argument."""
+    from .enabling import TABLE
+
+    row = TABLE.get(full.removeprefix(PREFIX))
+    known = full.startswith(PREFIX)
+    if code in (errno.EINVAL, errno.ENOTTY) and known and lacks(fd, full):
+        return UnsupportedError(f"this KVM has no {full}", full)
+    detail = ", ".join([f"capability {full}", *map(hex, args)])
+    if row is not None and row.target != target:
+        detail += f"; it is enabled on a {row.target}, not on a {target}"
+    elif row is not None and row.early and has_vcpus:
+        detail += "; it must be enabled before the first vCPU"
+    return KVM_ENABLE_CAP.error(fd, code, detail)

@@ -57,11 +57,11 @@ VM_DISABLE_NX_HUGE_PAGES  vm   early 7.38 VM.disable_nx_huge_pages     0
 SGX_ATTRIBUTE             vm   -     7.25 -                            attribute's descriptor
 VM_COPY_ENC_CONTEXT_FROM  vm   -     7.24 -                            descriptor of the source VM
 VM_MOVE_ENC_CONTEXT_FROM  vm   -     7.29 -                            descriptor of the source VM
-HYPERV_SYNIC              vcpu -     6.76 VCPU.hyperv_synic            -
-HYPERV_SYNIC2             vcpu -     6.77 VCPU.hyperv_synic            -
+HYPERV_SYNIC              vcpu -     6.76 VCPU.hyperv.synic            -
+HYPERV_SYNIC2             vcpu -     6.77 VCPU.hyperv.synic            -
 HYPERV_ENLIGHTENED_VMCS   vcpu -     -    -                            address of a u16
 HYPERV_DIRECT_TLBFLUSH    vcpu -     6.78 -                            -
-HYPERV_ENFORCE_CPUID      vcpu -     6.79 VCPU.enforce_hyperv_cpuid    0 or 1
+HYPERV_ENFORCE_CPUID      vcpu -     6.79 VCPU.hyperv.enforce_cpuid    0 or 1
 ENFORCE_PV_FEATURE_CPUID  vcpu -     6.80 VCPU.enforce_pv_cpuid        0 or 1
 """
 

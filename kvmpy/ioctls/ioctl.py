@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from ..errors import ForkedError, KvmIoctlError, UnsupportedError, VmDeadError
+from ..fd import owner_of
 from ..shim import ffi, lib
 
 _call, _call_with = lib.shim_ioctl, lib.shim_ioctl_with
@@ -117,19 +118,6 @@ class Ioctl:
         return f"<{self.name} on a {' or '.join(self.fds)} fd, {self.argument or 'no structure'}>"
 
 
-# fd -> the process that made it, and the VM's fd: KVM answers any other process with EIO, and
-# KVM_CHECK_EXTENSION only on the system and VM descriptors.
-_origins: dict[int, tuple[int, int]] = {}
-
-
-def remember_origin(fd: int, vm_fd: int) -> None:
-    """Note which process made ``fd``, and for which VM.
-
-    >>> kvmpy.ioctls.ioctl.remember_origin(cpu.fileno(), vm.fileno())
-    """
-    _origins[fd] = os.getpid(), vm_fd
-
-
 def lacks(fd: int, capability: str) -> bool:
     """Whether KVM, asked through ``fd`` or the VM it belongs to, says it has no ``capability``.
 
@@ -138,19 +126,20 @@ def lacks(fd: int, capability: str) -> bool:
     """
     number = getattr(lib, capability)
     answer = _call(fd, lib.KVM_CHECK_EXTENSION, number)
-    if answer < 0 and fd in _origins:
-        answer = _call(_origins[fd][1], lib.KVM_CHECK_EXTENSION, number)
+    owner = owner_of(fd)
+    if answer < 0 and owner is not None:  # only /dev/kvm and VMs answer
+        answer = _call(owner._vm_fd, lib.KVM_CHECK_EXTENSION, number)
     return bool(answer == 0)
 
 
 def _explain_eio(name: str, fd: int, detail: str) -> Exception:
     """EIO has two usual causes: the VM belongs to another process, or KVM has given it up. A VM
     that still answers KVM_CHECK_EXTENSION is not dead: then this ioctl has a reason of its own."""
-    creator = _origins.get(fd, (None,))[0]
-    if creator is not None and creator != os.getpid():
+    owner = owner_of(fd)
+    if owner is not None and owner._process != os.getpid():
         return ForkedError(
-            f"{name}: this VM was made by process {creator}, and KVM binds a VM to its process; "
-            f"make a new one in process {os.getpid()}"
+            f"{name}: this VM was made by process {owner._process}, and KVM binds "
+            f"a VM to its process; make a new one in process {os.getpid()}"
         )
     if _call(fd, lib.KVM_CHECK_EXTENSION, 0) != -errno.EIO:
         return KvmIoctlError(name, errno.EIO, detail)

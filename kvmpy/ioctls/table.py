@@ -64,14 +64,14 @@ KVM_GET_DEVICE_ATTR            device,vm,vcpu,system inout kvm_device_attr DEVIC
 KVM_HAS_DEVICE_ATTR            device,vm,vcpu,system in kvm_device_attr    DEVICE_CTRL            4.81   Attributes.has
 KVM_ENABLE_CAP                 vm,vcpu        in     kvm_enable_cap        ENABLE_CAP             4.37   VM.enable_capability
 KVM_GET_STATS_FD               vm,vcpu        -      -                     BINARY_STATS_FD        4.133  VM.stats
-KVM_MEMORY_ENCRYPT_OP          vm             inout  uint64_t              -                      4.110  VM.memory_encrypt_op
-KVM_MEMORY_ENCRYPT_REG_REGION  vm             in     kvm_enc_region        -                      4.111  VM.register_encrypted_region
-KVM_MEMORY_ENCRYPT_UNREG_REGION vm            in     kvm_enc_region        -                      4.112  VM.unregister_encrypted_region
-KVM_HYPERV_EVENTFD             vm             in     kvm_hyperv_eventfd    HYPERV_EVENTFD         4.113  VM.hyperv_eventfd
-KVM_XEN_HVM_CONFIG             vm             in     kvm_xen_hvm_config    XEN_HVM                4.28   VM.configure_xen
-KVM_XEN_HVM_GET_ATTR           vm             inout  kvm_xen_hvm_attr      XEN_HVM                4.127  VM.get_xen_attribute
-KVM_XEN_HVM_SET_ATTR           vm             in     kvm_xen_hvm_attr      XEN_HVM                4.126  VM.set_xen_attribute
-KVM_XEN_HVM_EVTCHN_SEND        vm             in     kvm_irq_routing_xen_evtchn XEN_HVM           4.135  VM.send_xen_event
+KVM_MEMORY_ENCRYPT_OP          vm             inout  uint64_t              -                      4.110  VM.sev.op
+KVM_MEMORY_ENCRYPT_REG_REGION  vm             in     kvm_enc_region        -                      4.111  VM.sev.register_region
+KVM_MEMORY_ENCRYPT_UNREG_REGION vm            in     kvm_enc_region        -                      4.112  VM.sev.unregister_region
+KVM_HYPERV_EVENTFD             vm             in     kvm_hyperv_eventfd    HYPERV_EVENTFD         4.113  VM.hyperv.eventfd
+KVM_XEN_HVM_CONFIG             vm             in     kvm_xen_hvm_config    XEN_HVM                4.28   VM.xen.configure
+KVM_XEN_HVM_GET_ATTR           vm             inout  kvm_xen_hvm_attr      XEN_HVM                4.127  VM.xen.get
+KVM_XEN_HVM_SET_ATTR           vm             in     kvm_xen_hvm_attr      XEN_HVM                4.126  VM.xen.set
+KVM_XEN_HVM_EVTCHN_SEND        vm             in     kvm_irq_routing_xen_evtchn XEN_HVM           4.135  VM.xen.send_event
 
 KVM_RUN                        vcpu           -      -                     -                      4.10   VCPU.run
 KVM_GET_REGS                   vcpu           out    kvm_regs              -                      4.11   VCPU.regs
@@ -110,13 +110,13 @@ KVM_SET_VAPIC_ADDR             vcpu           in     kvm_vapic_addr        VAPIC
 KVM_GET_NESTED_STATE           vcpu           inout  kvm_nested_state      NESTED_STATE           4.114  VCPU.nested_state
 KVM_SET_NESTED_STATE           vcpu           in     kvm_nested_state      NESTED_STATE           4.115  VCPU.nested_state
 KVM_SET_GUEST_DEBUG            vcpu           in     kvm_guest_debug       SET_GUEST_DEBUG        4.87   VCPU.set_guest_debug
-KVM_X86_SETUP_MCE              vcpu           in     uint64_t              MCE                    4.105  VCPU.setup_mce
-KVM_X86_SET_MCE                vcpu           in     kvm_x86_mce           MCE                    4.106  VCPU.inject_mce
+KVM_X86_SETUP_MCE              vcpu           in     uint64_t              MCE                    4.105  VCPU.mce.setup
+KVM_X86_SET_MCE                vcpu           in     kvm_x86_mce           MCE                    4.106  VCPU.mce.inject
 KVM_KVMCLOCK_CTRL              vcpu           -      -                     KVMCLOCK_CTRL          4.70   VCPU.kvmclock_ctrl
 KVM_PRE_FAULT_MEMORY           vcpu           inout  kvm_pre_fault_memory  PRE_FAULT_MEMORY       4.143  VCPU.pre_fault_memory
 KVM_GET_ONE_REG                vcpu           in     kvm_one_reg           ONE_REG                4.69   VCPU.get_one_reg
 KVM_SET_ONE_REG                vcpu           in     kvm_one_reg           ONE_REG                4.68   VCPU.set_one_reg
 KVM_GET_REG_LIST               vcpu           inout  kvm_reg_list          ONE_REG                4.84   VCPU.one_reg_list
-KVM_XEN_VCPU_GET_ATTR          vcpu           inout  kvm_xen_vcpu_attr     XEN_HVM                4.129  VCPU.get_xen_attribute
-KVM_XEN_VCPU_SET_ATTR          vcpu           in     kvm_xen_vcpu_attr     XEN_HVM                4.128  VCPU.set_xen_attribute
+KVM_XEN_VCPU_GET_ATTR          vcpu           inout  kvm_xen_vcpu_attr     XEN_HVM                4.129  VCPU.xen.get
+KVM_XEN_VCPU_SET_ATTR          vcpu           in     kvm_xen_vcpu_attr     XEN_HVM                4.128  VCPU.xen.set
 """  # noqa: E501

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from .. import ioctls
 from ..errors import ClosedError, DirtyRingOverrunError, KvmpyError, UnsupportedError
 from ..shim import ffi, lib
+from ..vcpu_fd import VcpuFd
+from ..vm_fd import VmFd
 from .dirty_pages import PAGES_PER_WORD, DirtyPages
 from .guest import PAGE_SIZE, Region
 from .slots import GUEST_MEMFD, Slot, Slots
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
-    from ..vm import VM
+    pass
 
 
 RING_ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
@@ -28,21 +29,10 @@ RING_ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
 HARVEST = 1024
 
 
-class DirtyMethods:
+class VmDirty(VmFd):
     """Dirty tracking on the VM descriptor."""
 
     slots: Slots
-    #: Entries of each vCPU's dirty ring, 0 without.
-    dirty_ring_entries: int = 0
-
-    if TYPE_CHECKING:
-
-        @property
-        def vcpus(self) -> list[VCPU]: ...
-        def fileno(self) -> int: ...
-        def check_extension(self, capability: int | str) -> int: ...
-        def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None: ...
-
     # -- the log
 
     def log_dirty(self, what: Slot | Region | int | None = None, on: bool = True) -> None:
@@ -193,7 +183,7 @@ class DirtyMethods:
         0
         """
         count = ioctls.KVM_RESET_DIRTY_RINGS(self.fileno())
-        for vcpu in self.vcpus:
+        for vcpu in self._held_vcpus():
             if vcpu._dirty_ring is not None:
                 vcpu._dirty_ring._given_back()
         return count
@@ -207,7 +197,7 @@ class DirtyMethods:
         {}
         """
         found: dict[int, list[int]] = {}
-        for vcpu in self.vcpus:
+        for vcpu in self._held_vcpus():
             for number, offset in vcpu.dirty_ring.harvest():
                 found.setdefault(number, []).append(offset)
         self.reset_dirty_rings()
@@ -299,17 +289,10 @@ class DirtyRing:
         return f"<DirtyRing of {self.entries} entries>"
 
 
-class DirtyRingMethods:
+class VcpuDirtyRing(VcpuFd):
     """The ring on the vCPU descriptor."""
 
     _dirty_ring: DirtyRing | None = None
-
-    if TYPE_CHECKING:
-        vm: VM
-        _shim: Any
-
-        @property
-        def closed(self) -> bool: ...
 
     @property
     def dirty_ring(self) -> DirtyRing:

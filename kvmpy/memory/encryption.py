@@ -14,9 +14,11 @@ from ..shim import ffi, lib
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from ..vm_fd import VmFd
+
 
 class SevCommand(enum.IntEnum):
-    """KVM_SEV_*: what :meth:`VM.memory_encrypt_op` does."""
+    """KVM_SEV_*: what :meth:`VmSev.op` does."""
 
     INIT = lib.KVM_SEV_INIT
     ES_INIT = lib.KVM_SEV_ES_INIT
@@ -52,16 +54,13 @@ def _error(ioctl: ioctls.Ioctl, fd: int, code: int, detail: str) -> Exception:
     return ioctl.error(fd, code, detail)
 
 
-class EncryptionMethods:
-    """The part of a VM that encrypts it."""
+class VmSev:
+    """``vm.sev``: the VM's encryption."""
 
-    if TYPE_CHECKING:
+    def __init__(self, vm: VmFd):
+        self._vm = vm
 
-        def fileno(self) -> int: ...
-
-    def memory_encrypt_op(
-        self, command: SevCommand | int, data: Buffer | None = None, sev_fd: int = -1
-    ) -> None:
+    def op(self, command: SevCommand | int, data: Buffer | None = None, sev_fd: int = -1) -> None:
         """KVM_MEMORY_ENCRYPT_OP: a command to the AMD secure processor. KVM API, 4.110.
 
         ``data``: the command's structure, a writable buffer that also takes its result.
@@ -69,7 +68,7 @@ class EncryptionMethods:
         SEV; KvmIoctlError, which quotes the firmware's error.
 
         >>> try:
-        ...     vm.memory_encrypt_op(kvmpy.encryption.SevCommand.GUEST_STATUS)
+        ...     vm.sev.op(kvmpy.encryption.SevCommand.GUEST_STATUS)
         ... except kvmpy.KvmpyError as error:
         ...     str(error).split(":")[0]
         'KVM_MEMORY_ENCRYPT_OP'
@@ -80,32 +79,32 @@ class EncryptionMethods:
             buffer = ffi.from_buffer("char[]", data, True)
             request.data = int(ffi.cast("uintptr_t", buffer))
         ioctl = ioctls.KVM_MEMORY_ENCRYPT_OP
-        result = ioctl.raw(self.fileno(), request)
+        result = ioctl.raw(self._vm.fileno(), request)
         if result < 0 and request.error:
             detail = f"command {command!r}, SEV firmware error {request.error:#x}"
             raise KvmIoctlError(ioctl.name, -result, detail)
         if result < 0:
-            raise _error(ioctl, self.fileno(), -result, f"command {command!r}")
+            raise _error(ioctl, self._vm.fileno(), -result, f"command {command!r}")
 
-    def register_encrypted_region(self, memory: Buffer) -> None:
+    def register_region(self, memory: Buffer) -> None:
         """KVM_MEMORY_ENCRYPT_REG_REGION: pin memory that may hold encrypted pages. KVM API, 4.111.
 
         ``memory``: the host's view of it, as of :attr:`Region.view`. Raises UnsupportedError
         where there is no SEV.
 
         >>> try:
-        ...     vm.register_encrypted_region(memory.regions[0].view)
+        ...     vm.sev.register_region(memory.regions[0].view)
         ... except kvmpy.UnsupportedError as error:
         ...     str(error).split(":")[0]
         'KVM_MEMORY_ENCRYPT_REG_REGION'
         """
         self._region(ioctls.KVM_MEMORY_ENCRYPT_REG_REGION, memory)
 
-    def unregister_encrypted_region(self, memory: Buffer) -> None:
+    def unregister_region(self, memory: Buffer) -> None:
         """KVM_MEMORY_ENCRYPT_UNREG_REGION: the inverse. KVM API, 4.112.
 
         >>> try:
-        ...     vm.unregister_encrypted_region(memory.regions[0].view)
+        ...     vm.sev.unregister_region(memory.regions[0].view)
         ... except kvmpy.UnsupportedError as error:
         ...     str(error).split(":")[0]
         'KVM_MEMORY_ENCRYPT_UNREG_REGION'
@@ -116,7 +115,7 @@ class EncryptionMethods:
         buffer = ffi.from_buffer("char[]", memory, True)
         region = ffi.new("struct kvm_enc_region *")
         region.addr, region.size = int(ffi.cast("uintptr_t", buffer)), len(buffer)
-        result = ioctl.raw(self.fileno(), region)
+        result = ioctl.raw(self._vm.fileno(), region)
         if result < 0:
             detail = f"{region.size:#x} bytes at host address {region.addr:#x}"
-            raise _error(ioctl, self.fileno(), -result, detail)
+            raise _error(ioctl, self._vm.fileno(), -result, detail)

@@ -7,7 +7,7 @@ import enum
 import os
 
 from .. import ioctls
-from ..errors import ClosedError
+from ..fd import Descriptor
 from ..shim import ffi, lib
 
 #: The host may map it (KVM_CAP_GUEST_MEMFD_FLAGS).
@@ -45,7 +45,7 @@ def decode_vm_types(mask: int) -> tuple[VmType | int, ...]:
     return tuple(known.get(n, n) for n in numbers) or (VmType.DEFAULT,)
 
 
-class GuestMemfd:
+class GuestMemfd(Descriptor):
     """Made by :meth:`VM.create_guest_memfd`. Owns the descriptor, until :meth:`close` or the VM's;
     closing takes the memory from the slots that use it: the guest's next access is a MemoryFault.
 
@@ -54,54 +54,17 @@ class GuestMemfd:
     ...     memfd.close()
     """
 
+    _what = "guest_memfd"
+
     def __init__(self, vm_fd: int, size: int, flags: int):
-        self._fd = -1
         #: Bytes.
         self.size = size
         #: GUEST_MEMFD_FLAG_*.
         self.flags = flags
         request = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
         detail = f"size {size:#x}, flags {flags:#x}"
-        self._fd = ioctls.KVM_CREATE_GUEST_MEMFD(vm_fd, request, detail)
+        self._opened(ioctls.KVM_CREATE_GUEST_MEMFD(vm_fd, request, detail), vm_fd)
         os.set_inheritable(self._fd, False)  # KVM's other descriptors are made so
-
-    def fileno(self) -> int:
-        """The descriptor. Raises ClosedError after close().
-
-        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
-        ...     assert vm.create_guest_memfd("64K").fileno() > 2
-        """
-        if self._fd < 0:
-            raise ClosedError("this guest_memfd is closed")
-        return self._fd
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called.
-
-        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
-        ...     assert not vm.create_guest_memfd("64K").closed
-        """
-        return self._fd < 0
-
-    def close(self) -> None:
-        """Close the descriptor.
-
-        >>> if vm.check_extension("KVM_CAP_GUEST_MEMFD"):
-        ...     vm.create_guest_memfd("64K").close()
-        """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> GuestMemfd:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         if self.closed:

@@ -19,9 +19,9 @@ from ..values import dataclass, replace
 from .guest import PAGE_SIZE, Region
 
 if TYPE_CHECKING:
+    from ..vm_fd import VmFd
     from .guest import GuestMemory
     from .guest_memfd import GuestMemfd
-    from .regions import MemoryMethods
 
 
 LOG_DIRTY_PAGES: int = lib.KVM_MEM_LOG_DIRTY_PAGES
@@ -256,7 +256,7 @@ class Slots(Mapping[int, Slot]):
     [0]
     """
 
-    def __init__(self, vm: MemoryMethods, memory: GuestMemory):
+    def __init__(self, vm: VmFd, memory: GuestMemory):
         self._vm = weakref.ref(vm)  # the memory has this object, and would keep the VM
         self.memory = memory
         self._slots: dict[int, Slot] = {}

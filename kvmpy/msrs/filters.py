@@ -4,13 +4,14 @@ KVM_X86_SET_MSR_FILTER" and "7.21 KVM_CAP_X86_USER_SPACE_MSR")."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .. import ioctls
 from ..exits.names import MSR_REASONS
-from ..run.bus import Bus, ClaimError
+from ..run.bus import ClaimError
 from ..shim import ffi, lib
 from ..values import dataclass
+from ..vm_fd import VmFd
 from .msrs import Key, index_of, name_of
 
 #: ``handler(index)`` gives the value; None: #GP.
@@ -134,7 +135,7 @@ def allows(ranges: Iterable[MsrRange], default: Default, msr: Key, *, write: boo
     return default == "allow"
 
 
-class FilterMethods:
+class VmMsrs(VmFd):
     """The part of a VM that filters MSRs."""
 
     _msr_ranges: tuple[MsrRange, ...] = ()
@@ -142,13 +143,6 @@ class FilterMethods:
     _msr_mask: int = 0
     #: (first, count, write) of the MSRs that have a Python handler.
     _msr_claims: tuple[tuple[int, int, bool], ...] = ()
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-        def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None: ...
-        @property
-        def bus(self) -> Bus: ...
 
     def set_msr_filter(self, ranges: Iterable[MsrRange] = (), default: Default = "allow") -> None:
         """KVM_X86_SET_MSR_FILTER: the first range that has an MSR and its direction decides,

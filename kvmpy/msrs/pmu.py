@@ -5,11 +5,12 @@ KVM_SET_PMU_EVENT_FILTER"), or whether it has any.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from .. import ioctls
 from ..errors import UnsupportedError
 from ..shim import ffi, lib
+from ..vm_fd import VmFd
 
 MASKED: int = lib.KVM_PMU_EVENT_FLAG_MASKED_EVENTS
 _EXCLUDE = 1 << 55
@@ -58,14 +59,8 @@ def _check(what: str, value: int, bits: int) -> None:
         raise ValueError(f"{what} {value:#x} is not in 0..{(1 << bits) - 1:#x}")
 
 
-class PmuMethods:
+class VmPmu(VmFd):
     """The PMU on the VM descriptor."""
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-        def check_extension(self, capability: int | str) -> int: ...
-        def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None: ...
 
     def set_pmu_event_filter(
         self,

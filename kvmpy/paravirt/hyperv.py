@@ -4,41 +4,27 @@ Specification)."""
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
 from .. import ioctls
 from ..cpuid.cpuid import Cpuid
-from ..interrupts.eventfds import HasFileno, _descriptor
+from ..fd import HasFileno, number_of
 from ..ioctls import capabilities
+from ..ioctls.growing import read_table
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
-    from ..vm import VM
+    from ..vcpu_fd import VcpuFd
+    from ..vm_fd import VmFd
 
 
-def _supported_cpuid(fd: int) -> Cpuid:
-    """The leaves 0x40000000 on that KVM's enlightenments ask for. E2BIG means: a larger table."""
-    ioctl, entries = ioctls.KVM_GET_SUPPORTED_HV_CPUID, 16
-    while True:
-        table = ffi.new("struct kvm_cpuid2 *", {"entries": entries})
-        table.nent = entries
-        result = ioctl.raw(fd, table)
-        if result >= 0:
-            return Cpuid._from_c(table)
-        if result != -errno.E2BIG or entries >= 1 << 12:
-            raise ioctl.error(fd, -result, f"{entries} entries")
-        entries *= 2
+class VmHyperv:
+    """``vm.hyperv``: the VM as one of Hyper-V's."""
 
+    def __init__(self, vm: VmFd):
+        self._vm = vm
 
-class HypervMethods:
-    """The part of a VM that is about Hyper-V."""
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-
-    def hyperv_eventfd(
+    def eventfd(
         self, conn_id: int, eventfd: int | HasFileno = -1, *, deassign: bool = False
     ) -> None:
         """KVM_HYPERV_EVENTFD: the guest's HvSignalEvent on connection ``conn_id`` (24 bits) signals
@@ -48,30 +34,48 @@ class HypervMethods:
 
         >>> import os; event = os.eventfd(0)
         >>> if kvm.check_extension("KVM_CAP_HYPERV_EVENTFD"):
-        ...     vm.hyperv_eventfd(1, event)
-        ...     vm.hyperv_eventfd(1, deassign=True)
+        ...     vm.hyperv.eventfd(1, event)
+        ...     vm.hyperv.eventfd(1, deassign=True)
         >>> os.close(event)
         """
         request = ffi.new("struct kvm_hyperv_eventfd *", {"conn_id": conn_id})
-        request.fd = _descriptor(eventfd)
+        request.fd = number_of(eventfd)
         request.flags = lib.KVM_HYPERV_EVENTFD_DEASSIGN if deassign else 0
-        ioctls.KVM_HYPERV_EVENTFD(self.fileno(), request, f"connection {conn_id:#x}")
+        ioctls.KVM_HYPERV_EVENTFD(self._vm.fileno(), request, f"connection {conn_id:#x}")
 
 
-class HypervVcpuMethods:
-    """The part of a vCPU that is about Hyper-V."""
+class VcpuHyperv:
+    """``cpu.hyperv``: the vCPU as one of Hyper-V's."""
 
-    if TYPE_CHECKING:
-        vm: VM
+    def __init__(self, cpu: VcpuFd):
+        self._cpu = cpu
 
-        def _settle(self, fields: int) -> int: ...
-
-    def supported_hyperv_cpuid(self) -> Cpuid:
+    def supported_cpuid(self) -> Cpuid:
         """KVM_GET_SUPPORTED_HV_CPUID of this vCPU: what depends on enabled capabilities (SynIC,
         enlightened VMCS) shows only here. KVM API, 4.118.
 
         >>> if kvm.check_extension("KVM_CAP_HYPERV_CPUID"):
-        ...     assert 0x4000_0001 in [leaf.function for leaf in cpu.supported_hyperv_cpuid()]
+        ...     assert 0x4000_0001 in [leaf.function for leaf in cpu.hyperv.supported_cpuid()]
         """
-        capabilities.require(self.vm, "KVM_CAP_HYPERV_CPUID")
-        return _supported_cpuid(self._settle(0))
+        capabilities.require(self._cpu.vm, "KVM_CAP_HYPERV_CPUID")
+        return Cpuid._from_c(read_table(ioctls.KVM_GET_SUPPORTED_HV_CPUID, self._cpu._settle(0)))
+
+    def enforce_cpuid(self, on: bool = True) -> None:
+        """KVM_CAP_HYPERV_ENFORCE_CPUID: the guest has only those Hyper-V features that CPUID
+        leaves 0x40000003 and 4 show.
+
+        >>> if vm.check_extension("HYPERV_ENFORCE_CPUID"):
+        ...     cpu.hyperv.enforce_cpuid()
+        """
+        self._cpu.enable_capability("HYPERV_ENFORCE_CPUID", int(on))
+
+    def synic(self, *, clear_pages: bool = False) -> None:
+        """KVM_CAP_HYPERV_SYNIC2: a synthetic interrupt controller, whose changes come back as
+        HypervSynic; needs the in-kernel irqchip. ``clear_pages``: KVM_CAP_HYPERV_SYNIC, which
+        clears its pages when the guest enables them.
+
+        >>> if vm.check_extension("HYPERV_SYNIC2"):
+        ...     with kvmpy.VM(irqchip=True) as other:
+        ...         other.vcpu().hyperv.synic()
+        """
+        self._cpu.enable_capability("HYPERV_SYNIC" if clear_pages else "HYPERV_SYNIC2")

@@ -3,17 +3,17 @@
 KVM API, "4.28 KVM_XEN_HVM_CONFIG", "4.126 KVM_XEN_HVM_SET_ATTR" to "4.129", "4.135
 KVM_XEN_HVM_EVTCHN_SEND", "KVM_CAP_XEN_HVM". It takes a KVM built with CONFIG_KVM_XEN.
 
-An attribute is a value of a class of its own: ``vm.set_xen_attribute(xen.SharedInfo(gfn))``,
-``vm.get_xen_attribute(xen.SharedInfo)``.
+An attribute is a value of a class of its own: ``vm.xen.set(xen.SharedInfo(gfn))``,
+``vm.xen.get(xen.SharedInfo)``.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
+from ..interrupts.routing import XEN_2LEVEL
 from ..shim import lib
 from ..values import dataclass, names
-from .xen_methods import XEN_2LEVEL
 
 INVALID = (1 << 64) - 1
 """The gfn or gpa that takes a shared page back (KVM_XEN_INVALID_GFN, KVM_XEN_INVALID_GPA)."""

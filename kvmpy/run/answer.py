@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
-from ..shim import lib
-
-if TYPE_CHECKING:
-    from .bus import Bus
-
-
-class _Cpu(Protocol):
-    """What these methods need of the vCPU."""
-
-    _shim: Any
-    _report: memoryview
-    _bus: Bus
-
-    def _decode(self) -> Exit: ...
-    def _serve_msr(self) -> None: ...
+from ..shim import ffi, lib
+from ..vcpu_fd import VcpuFd
+from .decode import decode
 
 
-class AnswerMethods:
-    """The part of a vCPU that answers exits."""
+class VcpuAnswers(VcpuFd):
+    """A vCPU's exits, decoded and answered."""
 
-    def answer(self: _Cpu, data: bytes | int = 0) -> None:
+    def answer(self, data: bytes | int = 0) -> None:
         """Give the guest what it waits for, after an exit that says so.
 
         IoIn and MmioRead take ``size * count`` bytes, or a number that fits in them; Rdmsr,
@@ -54,7 +42,7 @@ class AnswerMethods:
         if lib.shim_reply(self._shim, data & (1 << 64) - 1):
             raise ValueError("this exit has been answered, or takes no answer")
 
-    def refuse(self: _Cpu) -> None:
+    def refuse(self) -> None:
         """Deny the guest what it waits for: #GP for Rdmsr and Wrmsr; for hypercalls the answer
         that KVM gives to those it does not know.
 
@@ -75,7 +63,7 @@ class AnswerMethods:
         if lib.shim_refuse(self._shim):
             raise ValueError("this exit has been answered, or takes no answer")
 
-    def _serve_msr(self: _Cpu) -> None:
+    def _serve_msr(self) -> None:
         """The stop was an MSR with a handler (:meth:`VM.on_rdmsr`, :meth:`VM.on_wrmsr`)."""
         handler, index, _, is_write, value = self._report.cast("Q")
         function = self._bus.msr_handlers[handler]
@@ -84,6 +72,28 @@ class AnswerMethods:
             lib.shim_refuse(self._shim)
         elif not is_write:
             self._report.cast("Q")[4] = _checked_value(index, answer)
+
+    def _decode(self) -> Exit:
+        self.fileno()
+        count = lib.shim_decode(self._shim, self._words)
+        words = ffi.unpack(self._words, count)
+        exit = decode(words, memoryview(ffi.buffer(self._shim.run, self._shim.run_size)))
+        if self._stubs is not None and isinstance(exit, exits.IoOut):
+            return self._identified(exit)
+        return exit
+
+    def _identified(self, exit: exits.IoOut) -> Exit:
+        """The exception behind a write to the exception port by one of enter()'s stubs."""
+        from ..x86 import exceptions, layout
+
+        if exit.port != layout.EXCEPTION_PORT or self._stubs is None:
+            return exit
+        report = exceptions.identify(self._stubs, self.regs, self.sregs, self.vm.memory)
+        if isinstance(report, exceptions.ExceptionReport):
+            return exits.GuestException(report)
+        if report is not None:
+            return exits.UnexpectedSyscall(report)
+        return exit
 
 
 def _answer_read(shim: Any, exit: exits.IoIn | exits.MmioRead, data: bytes | int) -> None:

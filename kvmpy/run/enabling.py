@@ -5,52 +5,17 @@ What there is to enable, and what the arguments mean, is in :mod:`kvmpy.enabling
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from .. import ioctls
 from ..errors import UnsupportedError
 from ..ioctls import capabilities
-from ..shim import ffi, lib
+from ..shim import lib
+from ..vcpu_fd import VcpuFd
+from ..vm_fd import VmFd
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
-
-
-def _enable(
-    fd: int, target: str, capability: int | str, args: tuple[int, ...], flags: int, has_vcpus: bool
-) -> None:
-    number, full = capabilities.number(capability), capabilities.name(capability)
-    if len(args) > 4:
-        raise ValueError(f"{full}: {len(args)} arguments, KVM_ENABLE_CAP takes four")
-    request = ffi.new("struct kvm_enable_cap *")
-    request.cap, request.flags = number, flags
-    for i, value in enumerate(args):
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"{full}: argument {value:#x} is not in 0..2**64-1")
-        request.args[i] = value
-    result = ioctls.KVM_ENABLE_CAP.raw(fd, request)
-    if result < 0:
-        raise _trouble(fd, target, full, args, -result, has_vcpus)
-
-
-def _trouble(
-    fd: int, target: str, full: str, args: tuple[int, ...], code: int, has_vcpus: bool
-) -> Exception:
-    """A capability that is not there is not a wrong argument."""
-    from ..ioctls.enabling import TABLE
-
-    row = TABLE.get(full.removeprefix(capabilities.PREFIX))
-    known = full.startswith(capabilities.PREFIX)
-    if code in (errno.EINVAL, errno.ENOTTY) and known and ioctls.lacks(fd, full):
-        return UnsupportedError(f"this KVM has no {full}", full)
-    detail = ", ".join([f"capability {full}", *map(hex, args)])
-    if row is not None and row.target != target:
-        detail += f"; it is enabled on a {row.target}, not on a {target}"
-    elif row is not None and row.early and has_vcpus:
-        detail += "; it must be enabled before the first vCPU"
-    return ioctls.KVM_ENABLE_CAP.error(fd, code, detail)
+    pass
 
 
 def _mask(what: str, names: Iterable[str], known: Mapping[str, int]) -> int:
@@ -62,26 +27,8 @@ def _mask(what: str, names: Iterable[str], known: Mapping[str, int]) -> int:
     return result
 
 
-class VmEnableMethods:
+class VmEnabling(VmFd):
     """The part of a VM that enables capabilities."""
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-        def check_extension(self, capability: int | str) -> int: ...
-        @property
-        def vcpus(self) -> list[VCPU]: ...
-
-    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
-        """KVM_ENABLE_CAP on the VM, by number or name, with up to four arguments of 64 bits
-        (``kvmpy.enabling.TABLE`` says what they mean).
-
-        Raises UnsupportedError when this KVM has no such capability, KvmIoctlError when it does
-        not take the arguments, or not any more.
-
-        >>> vm.enable_capability("EXCEPTION_PAYLOAD", 1)
-        """
-        _enable(self.fileno(), "vm", capability, args, flags, bool(self.vcpus))
 
     def _enable_supported(self, capability: str, bits: int, what: str) -> None:
         """Enable with a mask that KVM_CHECK_EXTENSION must have all bits of."""
@@ -228,19 +175,8 @@ class VmEnableMethods:
         self.enable_capability("VM_DISABLE_NX_HUGE_PAGES", 0)
 
 
-class VcpuEnableMethods:
+class VcpuEnabling(VcpuFd):
     """The part of a vCPU that enables capabilities."""
-
-    if TYPE_CHECKING:
-
-        def fileno(self) -> int: ...
-
-    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
-        """KVM_ENABLE_CAP on the vCPU; else as :meth:`VM.enable_capability`.
-
-        >>> cpu.enable_capability("ENFORCE_PV_FEATURE_CPUID", 1)
-        """
-        _enable(self.fileno(), "vcpu", capability, args, flags, True)
 
     def enforce_pv_cpuid(self, on: bool = True) -> None:
         """KVM_CAP_ENFORCE_PV_FEATURE_CPUID: the guest has only those paravirtual features of KVM
@@ -249,22 +185,3 @@ class VcpuEnableMethods:
         >>> cpu.enforce_pv_cpuid()
         """
         self.enable_capability("ENFORCE_PV_FEATURE_CPUID", int(on))
-
-    def enforce_hyperv_cpuid(self, on: bool = True) -> None:
-        """KVM_CAP_HYPERV_ENFORCE_CPUID: the guest has only those Hyper-V features that CPUID
-        leaves 0x40000003 and 4 show.
-
-        >>> vm.check_extension("HYPERV_ENFORCE_CPUID") in (0, 1)
-        True
-        """
-        self.enable_capability("HYPERV_ENFORCE_CPUID", int(on))
-
-    def hyperv_synic(self, *, clear_pages: bool = False) -> None:
-        """KVM_CAP_HYPERV_SYNIC2: a synthetic interrupt controller, whose changes come back as
-        HypervSynic; needs the in-kernel irqchip. ``clear_pages``: KVM_CAP_HYPERV_SYNIC, which
-        clears its pages when the guest enables them.
-
-        >>> vm.check_extension("HYPERV_SYNIC2") in (0, 1)
-        True
-        """
-        self.enable_capability("HYPERV_SYNIC" if clear_pages else "HYPERV_SYNIC2")

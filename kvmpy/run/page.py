@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ioctls
 from ..shim import ffi, lib
+from ..vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
-    from ..state.live import SpecialRegisters
+    pass
 
 
 #: Signals that KVM_RUN must let through: the shim's kick, and what Python and the kernel need.
@@ -19,20 +20,11 @@ NEVER_BLOCKED = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal
 _SIGSET_BYTES = 8  # of the kernel: signals 1..64
 
 
-class RunPageMethods:
+class VcpuRunPage(VcpuFd):
     """The part of a vCPU that is kvm_run's head."""
 
-    if TYPE_CHECKING:
-        _shim: Any
-
-        def fileno(self) -> int: ...
-        def _settle(self, fields: int) -> int: ...
-        def _open(self) -> None: ...
-        @property
-        def sregs(self) -> SpecialRegisters: ...
-
     def _page(self) -> Any:
-        self._open()
+        self.fileno()
         return self._shim.run
 
     @property
@@ -77,7 +69,7 @@ class RunPageMethods:
         >>> 0 < before < after
         True
         """
-        self._open()
+        self.fileno()
         return self._shim.entry_tsc, self._shim.exit_tsc
 
     @property

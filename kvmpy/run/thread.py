@@ -8,32 +8,19 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import ioctls
 from ..errors import StillRunningError
 from ..shim import ffi, lib
+from ..vcpu_fd import VcpuFd
 
 if TYPE_CHECKING:
     from ..host.topology import Pin
-    from ..state.live import Registers, SpecialRegisters
 
 
-class ThreadMethods:
+class VcpuThread(VcpuFd):
     """``cpu.pin``, ``cpu.thread_id``, ``cpu.pause()``, ``cpu.resume()``."""
-
-    if TYPE_CHECKING:
-        id: int
-        _shim: Any
-
-        @property
-        def regs(self) -> Registers: ...
-        @property
-        def sregs(self) -> SpecialRegisters: ...
-        @property
-        def closed(self) -> bool: ...
-        def fileno(self) -> int: ...
-        def _open(self) -> None: ...
 
     _pin: frozenset[int] | None = None
 
@@ -58,7 +45,7 @@ class ThreadMethods:
 
     @pin.setter
     def pin(self, pin: Pin | None) -> None:
-        self._open()
+        self.fileno()
         if pin is None and self._pin is None:
             return
         from ..host import topology
@@ -133,7 +120,7 @@ class ThreadMethods:
         return bool(lib.shim_pauses(self._shim))
 
 
-def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
+def pause_all(vcpus: Sequence[VcpuThread], timeout: float = 5.0) -> bool:
     """:meth:`VCPU.pause` of several: all are asked first, then waited for, ``timeout`` seconds in
     all. False when the calling thread runs one of them.
 
@@ -141,10 +128,10 @@ def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
     True
     """
     until = time.monotonic_ns() + int(min(timeout, 1e9) * 1e9)
-    asked: list[ThreadMethods] = []
+    asked: list[VcpuThread] = []
     try:
         for vcpu in vcpus:
-            vcpu._open()
+            vcpu.fileno()
             lib.shim_pause(vcpu._shim)
             asked.append(vcpu)
         own = threading.get_native_id()
@@ -158,7 +145,7 @@ def pause_all(vcpus: Sequence[ThreadMethods], timeout: float = 5.0) -> bool:
     return True
 
 
-def _wait(vcpu: ThreadMethods, until: int, timeout: float, in_a_run: bool = False) -> None:
+def _wait(vcpu: VcpuThread, until: int, timeout: float, in_a_run: bool = False) -> None:
     while True:
         result = lib.shim_pause_wait(vcpu._shim, until, in_a_run)
         if result == 0:
@@ -172,7 +159,7 @@ def _wait(vcpu: ThreadMethods, until: int, timeout: float, in_a_run: bool = Fals
         # else a signal: Python has run its handlers
 
 
-def arrive(vcpus: Sequence[ThreadMethods], timeout: float) -> None:
+def arrive(vcpus: Sequence[VcpuThread], timeout: float) -> None:
     """After :func:`pause_all`: wait until a thread runs each, to be stopped by the pause.
 
     Raises StillRunningError after ``timeout`` seconds.
@@ -184,7 +171,7 @@ def arrive(vcpus: Sequence[ThreadMethods], timeout: float) -> None:
         _wait(vcpu, until, timeout, in_a_run=True)
 
 
-def resume_all(vcpus: Sequence[ThreadMethods]) -> None:
+def resume_all(vcpus: Sequence[VcpuThread]) -> None:
     """:meth:`VCPU.resume` of those that are paused: all go on within microseconds of each other. A
     guest with kvmclock learns that it was stopped (KVM_KVMCLOCK_CTRL).
 
@@ -203,7 +190,7 @@ def resume_all(vcpus: Sequence[ThreadMethods]) -> None:
         raise RuntimeError(f"vCPU {numbers}: not paused")
 
 
-def _take_back(vcpus: Sequence[ThreadMethods]) -> bool:
+def _take_back(vcpus: Sequence[VcpuThread]) -> bool:
     """One pause of each. Whether there was any."""
     # The live registers are current until this moment: a look just before must not make them so
     # again, nor one just after.

@@ -1,23 +1,20 @@
-"""A vCPU's state: the typed properties, saving, restoring, resetting."""
+"""A vCPU's state, part by part, as typed properties."""
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import ioctls
-from ..cpuid.cpuid import Cpuid
+from ..cpuid.vcpu import VcpuCpuid
+from ..ioctls.growing import read_table
 from ..shim import address_of, ffi, lib
 
 if TYPE_CHECKING:
     from ..record import Record
-    from ..vcpu import VCPU
-    from ..vm import VM
-    from .differences import Differences
     from .interrupts import Lapic, VcpuEvents
     from .nested import NestedState
     from .registers import DebugRegs, Fpu, Sregs2, Xcrs
-    from .vcpu import VcpuState
     from .xsave import Xsave
 
 
@@ -28,33 +25,8 @@ _LEAST_XSAVE: int = ffi.sizeof("struct kvm_xsave")
 R = TypeVar("R", bound="Record")
 
 
-def _vcpu(methods: StateMethods) -> VCPU:
-    return cast("VCPU", methods)  # which is all that inherits them
-
-
-class StateMethods:
-    """What VCPU has for its state. Every access completes the last exit's instruction first."""
-
-    if TYPE_CHECKING:
-        vm: VM
-        id: int
-
-        def fileno(self) -> int: ...
-        def _settle(self, fields: int) -> int: ...
-        def get_cpuid(self, entries: int = 256) -> Cpuid: ...
-        def set_cpuid(self, cpuid: Cpuid) -> None: ...
-
-    # What cannot change in a vCPU's life, asked once.
-    _constants: dict[str, int] | None = None
-
-    def _constant(self, capability: str) -> int:
-        """KVM_CHECK_EXTENSION of the VM, remembered."""
-        known = self._constants
-        if known is None:
-            known = self._constants = {}
-        if capability not in known:
-            known[capability] = self.vm.check_extension(capability)
-        return known[capability]
+class VcpuParts(VcpuCpuid):
+    """A vCPU's state, part by part. Every access completes the last exit's instruction first."""
 
     def _record(self, kind: type[R], ioctl: ioctls.Ioctl) -> R:
         structure = ffi.new(kind.c_name + " *")
@@ -63,71 +35,6 @@ class StateMethods:
 
     def _set_record(self, value: Record, ioctl: ioctls.Ioctl) -> None:
         ioctl(self._settle(0), value.to_c(), f"{value!r}")
-
-    # -- everything at once
-
-    def save(self) -> VcpuState:
-        """The complete architectural state, as a plain value.
-
-        The last exit's instruction is completed first, so that it is not run twice; a read that
-        still waits for its answer (IoIn, MmioRead) has not happened yet, and is made again where
-        the state is restored. The guest's clock stands still until then.
-
-        Raises KvmpyError in the middle of an access that KVM makes in several exits: run() on.
-
-        >>> state = cpu.save()
-        >>> cpu.regs.rax = 5
-        >>> _ = cpu.restore(state)
-        >>> cpu.regs.rax
-        0
-        """
-        from .transfer import save
-
-        return save(_vcpu(self))
-
-    def restore(self, state: VcpuState, *, force: bool = False) -> Differences:
-        """Make the vCPU what it was when ``state`` was saved. Guest memory is the caller's.
-
-        An instruction this vCPU has not finished ends (reads give all ones). CPUID is set if it
-        differs, which KVM allows until the first run. The TSC goes on from its saved value; but
-        one within a second of what the VM's TSC should be KVM takes for the VM's.
-
-        Raises StateMismatchError, before anything is changed, if the state comes from another
-        KVM module or processor model, or has what this VM lacks; its ``differences`` says what.
-        ``force``: go ahead all the same. Returns the differences that were passed over, none
-        unless forced. An error of KVM's own leaves a vCPU that is neither the one nor the other.
-
-        >>> cpu.restore(cpu.save())
-        no differences
-        """
-        from .transfer import restore
-
-        return restore(_vcpu(self), state, force)
-
-    def conflicts(self, state: VcpuState) -> Differences:
-        """What stands against restoring ``state`` here: saved -> here. Empty if nothing does.
-
-        >>> cpu.conflicts(cpu.save())
-        no differences
-        """
-        from .transfer import conflicts
-
-        return conflicts(_vcpu(self), state)
-
-    def reset(self) -> None:
-        """The state after power-on (SDM vol. 3, "Processor State After Reset"): real mode at
-        F000:FFF0 for vCPU 0, waiting for INIT and SIPI for the others if there is a LAPIC.
-
-        CPUID and the TSC's frequency stay; the TSC is the VM's, as for a vCPU that is plugged in.
-
-        >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
-        >>> cpu.reset()
-        >>> hex(cpu.regs.rip), hex(cpu.sregs.cs.base)
-        ('0xfff0', '0xffff0000')
-        """
-        from .reset import reset
-
-        reset(_vcpu(self))
 
     # -- parts
 
@@ -266,14 +173,22 @@ class StateMethods:
         >>> cpu.xsave.value("xmm0")
         7
         """
-        from .xsave import get_xsave
-
-        return get_xsave(_vcpu(self), self._settle(0))
+        return self._xsave(self._settle(0))
 
     @xsave.setter
     def xsave(self, value: Xsave) -> None:
         area = bytearray(value.resized(self.xsave_size).data)
         ioctls.KVM_SET_XSAVE(self._settle(0), area, f"{value!r}")
+
+    def _xsave(self, fd: int) -> Xsave:
+        """The whole area: KVM_GET_XSAVE2 where it can be larger than a page."""
+        from .xsave import Xsave, host_layout
+
+        area = bytearray(self.xsave_size)
+        wide = self._constant("KVM_CAP_XSAVE2")
+        ioctl = ioctls.KVM_GET_XSAVE2 if wide else ioctls.KVM_GET_XSAVE
+        ioctl(fd, area, f"{len(area)} bytes")
+        return Xsave(bytes(area), host_layout())
 
     @property
     def mp_state(self) -> int:
@@ -295,21 +210,6 @@ class StateMethods:
         ioctls.KVM_SET_MP_STATE(self._settle(0), state, f"{value}")
 
     @property
-    def has_lapic(self) -> bool:
-        """Whether KVM has a local APIC for it: the VM's irqchip is KVM's, whole or split.
-
-        >>> cpu.has_lapic
-        False
-        """
-        known = self._constants
-        if known is None:
-            known = self._constants = {}
-        if "lapic" not in known:  # it cannot get one once it exists
-            area = ffi.new("struct kvm_lapic_state *")
-            known["lapic"] = ioctls.KVM_GET_LAPIC.raw(self.fileno(), area) == 0
-        return bool(known["lapic"])
-
-    @property
     def nested_state(self) -> NestedState:
         """The state of a guest that is a hypervisor, a :class:`kvmpy.state.NestedState`. Assigning
         sets it (KVM API, "4.114 KVM_GET_NESTED_STATE"). Raises UnsupportedError where KVM has no
@@ -318,10 +218,8 @@ class StateMethods:
         >>> if vm.check_extension("KVM_CAP_NESTED_STATE"):
         ...     assert cpu.nested_state.format in ("VMX", "SVM")
         """
-        from .transfer import get_nested
-
         fd = self._settle(0)
-        state = get_nested(_vcpu(self), fd)
+        state = self._nested(fd)
         if state is None:
             raise ioctls.KVM_GET_NESTED_STATE.error(fd, errno.EINVAL, f"vCPU {self.id}")
         return state
@@ -329,6 +227,19 @@ class StateMethods:
     @nested_state.setter
     def nested_state(self, value: NestedState) -> None:
         ioctls.KVM_SET_NESTED_STATE(self._settle(0), bytearray(value.data), f"{value!r}")
+
+    def _nested(self, fd: int) -> NestedState | None:
+        """None where KVM has no nested virtualization."""
+        from .nested import NestedState
+
+        size = self._constant("KVM_CAP_NESTED_STATE")
+        if not size:
+            return None
+        area = ffi.new("char[]", size)
+        state = ffi.cast("struct kvm_nested_state *", area)
+        state.size = size
+        ioctls.KVM_GET_NESTED_STATE(fd, area, f"{size} bytes")
+        return NestedState(bytes(ffi.buffer(area, state.size)))
 
     # -- time
 
@@ -361,42 +272,6 @@ class StateMethods:
             raise ioctls.KVM_KVMCLOCK_CTRL.error(fd, -result)
         return True
 
-    # -- machine checks
-
-    def setup_mce(self, banks: int, flags: int = 0) -> None:
-        """Give it ``banks`` machine-check banks (1..32) and the abilities ``flags``, bits of
-        IA32_MCG_CAP from 8 on (SDM vol. 3, "IA32_MCG_CAP MSR"), of which KVM.mce_capabilities has
-        those KVM knows. Empties all banks (KVM API, "4.105 KVM_X86_SETUP_MCE").
-
-        >>> cpu.setup_mce(4)
-        >>> cpu.msrs[0x179] & 0xFF
-        4
-        """
-        if not 0 < banks < 256 or flags & 0xFF:
-            raise ValueError(f"{banks} banks, flags {flags:#x}: 1..255, and bits 0-7 clear")
-        self._set_mcg_cap(banks | flags)
-
-    def _set_mcg_cap(self, mcg_cap: int) -> None:
-        value = ffi.new("uint64_t *", mcg_cap)
-        ioctls.KVM_X86_SETUP_MCE(self._settle(0), value, f"MCG_CAP {mcg_cap:#x}")
-
-    def inject_mce(
-        self, bank: int, status: int, *, addr: int = 0, misc: int = 0, mcg_status: int = 0
-    ) -> None:
-        """Report a machine check in ``bank``: the values of its MCi_STATUS (bit 63, VAL, set),
-        MCi_ADDR and MCi_MISC, and of MCG_STATUS. An uncorrected one (bit 61, UC) raises #MC, or
-        a triple fault if CR4.MCE is clear or one is under way (KVM API, "4.106 KVM_X86_SET_MCE").
-
-        >>> cpu.setup_mce(4)
-        >>> cpu.inject_mce(1, 1 << 63, addr=0x1000)
-        >>> hex(cpu.msrs[0x400 + 4 * 1 + 2])
-        '0x1000'
-        """
-        event = ffi.new("struct kvm_x86_mce *")
-        event.bank, event.status, event.addr, event.misc = bank, status, addr, misc
-        event.mcg_status = mcg_status
-        ioctls.KVM_X86_SET_MCE(self._settle(0), event, f"bank {bank}, status {status:#x}")
-
     # -- registers by identifier
 
     def one_reg_list(self) -> tuple[int, ...]:
@@ -407,17 +282,8 @@ class StateMethods:
         >>> if vm.check_extension("KVM_CAP_ONE_REG"):
         ...     assert all(register >> 60 == 2 for register in cpu.one_reg_list())
         """
-        fd = self._settle(0)
-        room = 0
-        while True:
-            table = ffi.new("struct kvm_reg_list *", {"reg": room})
-            table.n = room
-            result = ioctls.KVM_GET_REG_LIST.raw(fd, table)
-            if result == 0:
-                return tuple(table.reg[i] for i in range(min(table.n, room)))
-            if result != -errno.E2BIG or table.n <= room:
-                raise ioctls.KVM_GET_REG_LIST.error(fd, -result, f"{room} registers")
-            room = table.n
+        table = read_table(ioctls.KVM_GET_REG_LIST, self._settle(0))
+        return tuple(table.reg[i] for i in range(table.n))
 
     def get_one_reg(self, register: int) -> bytes:
         """The register's bytes, as many as its identifier encodes (KVM API, "4.69
@@ -448,23 +314,6 @@ class StateMethods:
         request = ffi.new("struct kvm_one_reg *")
         request.id, request.addr = register, address_of(area)
         ioctl(self._settle(0), request, f"register {register:#x}")
-
-    # -- CPUID of old
-
-    def set_cpuid1(self, cpuid: Cpuid) -> None:
-        """KVM_SET_CPUID: as :meth:`set_cpuid`, by the older call, which knows no subleaves: of
-        each leaf the first is taken.
-
-        >>> cpu.set_cpuid1(cpu.cpuid)
-        >>> cpu.cpuid.get(0xD, 1) is None
-        True
-        """
-        leaves = {leaf.function: leaf for leaf in reversed(tuple(cpuid))}
-        table = ffi.new("struct kvm_cpuid *", {"nent": len(leaves), "entries": len(leaves)})
-        for entry, leaf in zip(table.entries, reversed(leaves.values()), strict=True):
-            entry.function = leaf.function
-            entry.eax, entry.ebx, entry.ecx, entry.edx = leaf.eax, leaf.ebx, leaf.ecx, leaf.edx
-        ioctls.KVM_SET_CPUID(self._settle(0), table, f"{len(leaves)} leaves")
 
 
 def _size_of(register: int) -> int:

@@ -5,16 +5,13 @@ Reset"; APM vol. 2, "Initial Processor State").
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from .interrupts import LAPIC_REGISTERS, Lapic, MpState, VcpuEvents
 from .nested import HEADER_SIZE, NestedState
 from .registers import DebugRegs, DescriptorTable, Regs, Segment, Sregs2, Xcrs
 from .vcpu import VcpuState
 from .xsave import Xsave
-
-if TYPE_CHECKING:
-    from ..vcpu import VCPU
 
 #: MSRs that are not 0 at reset: PAT.
 _MSRS: Final = {0x277: 0x0007_0406_0007_0406}
@@ -29,14 +26,6 @@ _CODE: Final = replace(_DATA, base=0xFFFF_0000, selector=0xF000, type=11)
 _TABLE: Final = DescriptorTable(limit=0xFFFF)
 _APIC_ENABLED: Final = 0xFEE0_0800
 _BOOT_CPU: Final = 1 << 8
-
-
-def reset(cpu: VCPU) -> None:
-    """See :meth:`kvmpy.VCPU.reset`."""
-    from .transfer import restore
-
-    now = cpu.save()
-    restore(cpu, after_reset(now, cpu.has_lapic), force=False)
 
 
 def after_reset(now: VcpuState, has_lapic: bool) -> VcpuState:
@@ -73,7 +62,7 @@ def after_reset(now: VcpuState, has_lapic: bool) -> VcpuState:
 
 
 def _is_bank_control(index: int, now: VcpuState) -> bool:
-    """MCi_CTL: as setup_mce() left it."""
+    """MCi_CTL: as mce.setup() left it."""
     return 0x400 <= index < 0x400 + 4 * (now.mcg_cap & 0xFF) and index % 4 == 0
 
 

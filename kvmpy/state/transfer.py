@@ -14,13 +14,14 @@ from . import msr_list
 from .differences import Difference, Differences
 from .host import HostIdentity, at_rest, missing_features
 from .interrupts import Lapic, VcpuEvents
+from .mce import VcpuMce
 from .nested import HEADER_SIZE, NestedState
 from .registers import DebugRegs, Regs, Sregs, Sregs2, Xcrs
 from .vcpu import VcpuState
-from .xsave import Xsave, get_xsave, host_layout
+from .xsave import Xsave, host_layout
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
+    from .parts import VcpuParts
 
 
 _PAGE: Final = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS | lib.KVM_SYNC_X86_EVENTS
@@ -30,7 +31,7 @@ _TRIPLE_FAULT: Final = 1 << 5
 _TSC_TOLERANCE: Final = 250e-6
 
 
-def get(cpu: VCPU, fd: int, kind: type[Record], ioctl: ioctls.Ioctl) -> Any:
+def get(cpu: VcpuParts, fd: int, kind: type[Record], ioctl: ioctls.Ioctl) -> Any:
     """A record that ``ioctl`` reads."""
     structure = ffi.new(kind.c_name + " *")
     ioctl(fd, structure, f"vCPU {cpu.id}")
@@ -40,7 +41,7 @@ def get(cpu: VCPU, fd: int, kind: type[Record], ioctl: ioctls.Ioctl) -> Any:
 # ---------------------------------------------------------------- saving
 
 
-def save(cpu: VCPU) -> VcpuState:
+def save(cpu: VcpuParts) -> VcpuState:
     """See :meth:`kvmpy.VCPU.save`."""
     fd = cpu._settle(0)
     if cpu._shim.deferred:
@@ -55,7 +56,7 @@ def save(cpu: VCPU) -> VcpuState:
     values = {
         "regs": get(cpu, fd, Regs, ioctls.KVM_GET_REGS),
         "sregs": get_sregs2(cpu, fd),
-        "xsave": get_xsave(cpu, fd),
+        "xsave": cpu._xsave(fd),
         "xcrs": get(cpu, fd, Xcrs, ioctls.KVM_GET_XCRS),
         "debugregs": get(cpu, fd, DebugRegs, ioctls.KVM_GET_DEBUGREGS),
         "lapic": get(cpu, fd, Lapic, ioctls.KVM_GET_LAPIC) if cpu.has_lapic else None,
@@ -72,7 +73,7 @@ def save(cpu: VCPU) -> VcpuState:
         msrs=msrs,
         refused_msrs=tuple(refused),
         one_regs={register: cpu.get_one_reg(register) for register in _one_regs(cpu)},
-        nested=get_nested(cpu, fd),
+        nested=cpu._nested(fd),
         # Last: whatever was read before may have queued an event.
         events=get(cpu, fd, VcpuEvents, ioctls.KVM_GET_VCPU_EVENTS),
         stubs=cpu._stubs,
@@ -80,24 +81,12 @@ def save(cpu: VCPU) -> VcpuState:
     )
 
 
-def get_sregs2(cpu: VCPU, fd: int) -> Sregs2:
+def get_sregs2(cpu: VcpuParts, fd: int) -> Sregs2:
     """With PDPTRs if KVM can tell them."""
     if cpu._constant("KVM_CAP_SREGS2"):
         found: Sregs2 = get(cpu, fd, Sregs2, ioctls.KVM_GET_SREGS2)
         return found
     return Sregs2.of(get(cpu, fd, Sregs, ioctls.KVM_GET_SREGS))
-
-
-def get_nested(cpu: VCPU, fd: int) -> NestedState | None:
-    """None where KVM has no nested virtualization."""
-    size = cpu._constant("KVM_CAP_NESTED_STATE")
-    if not size:
-        return None
-    area = ffi.new("char[]", size)
-    state = ffi.cast("struct kvm_nested_state *", area)
-    state.size = size
-    ioctls.KVM_GET_NESTED_STATE(fd, area, f"{size} bytes")
-    return NestedState(bytes(ffi.buffer(area, state.size)))
 
 
 def get_mcg_cap(fd: int) -> int:
@@ -106,30 +95,27 @@ def get_mcg_cap(fd: int) -> int:
     return values.get(msr_list.MCG_CAP, 0)
 
 
-def _one_regs(cpu: VCPU) -> tuple[int, ...]:
+def _one_regs(cpu: VcpuParts) -> tuple[int, ...]:
     return cpu.one_reg_list() if cpu._constant("KVM_CAP_ONE_REG") else ()
 
 
 # ---------------------------------------------------------------- what stands against restoring
 
 
-def conflicts(cpu: VCPU, state: VcpuState) -> Differences:
+def conflicts(cpu: VcpuParts, state: VcpuState) -> Differences:
     """Why ``state`` cannot go on exactly as it was on ``cpu``; empty if it can."""
     return _against(cpu, state, cpu.get_cpuid())
 
 
-def _against(cpu: VCPU, state: VcpuState, shown: Cpuid) -> Differences:
-    from ..vm import host_cpuid
-
+def _against(cpu: VcpuParts, state: VcpuState, shown: Cpuid) -> Differences:
     found = Differences()
     here = HostIdentity.here()
     for name in ("module", "vendor", "model"):
         _note(found, f"host.{name}", getattr(state.host, name), getattr(here, name))
     if state.cpuid != shown:
         # What the vCPU shows counts too: kvm_pvm shows more than it says it supports.
-        found += missing_features(
-            state.cpuid, host_cpuid(cpu.vm._kvm, cpu.id, cpu.has_lapic), shown
-        )
+        offered = cpu.vm._kvm.host_cpuid(cpu.id, lapic=cpu.has_lapic)
+        found += missing_features(state.cpuid, offered, shown)
     _note(found, "lapic", state.lapic is not None, cpu.has_lapic)
     if state.lapic is not None:  # whose APIC id is KVM's number in x2APIC mode
         _note(found, "vcpu_id", state.vcpu_id, cpu.id)
@@ -149,7 +135,7 @@ def _note(found: Differences, path: str, saved: object, here: object) -> None:
         found.append(Difference(path, saved, here))
 
 
-def _note_xsave(found: Differences, cpu: VCPU, xsave: Xsave) -> None:
+def _note_xsave(found: Differences, cpu: VcpuParts, xsave: Xsave) -> None:
     places = {component.bit: component for component in host_layout()}
     for component in xsave.layout:
         if xsave.xstate_bv >> component.bit & 1:
@@ -161,7 +147,7 @@ def _note_xsave(found: Differences, cpu: VCPU, xsave: Xsave) -> None:
 # ---------------------------------------------------------------- restoring
 
 
-def restore(cpu: VCPU, state: VcpuState, force: bool) -> Differences:
+def restore(cpu: VcpuParts, state: VcpuState, force: bool) -> Differences:
     """See :meth:`kvmpy.VCPU.restore`."""
     shown = cpu.get_cpuid()
     against = _against(cpu, state, shown)
@@ -177,7 +163,7 @@ def restore(cpu: VCPU, state: VcpuState, force: bool) -> Differences:
     if state.tsc_khz != ioctls.KVM_GET_TSC_KHZ(fd) and not _is_in(against, "tsc_khz"):
         ioctls.KVM_SET_TSC_KHZ(fd, state.tsc_khz, f"{state.tsc_khz} kHz")
     if state.mcg_cap != get_mcg_cap(fd):
-        cpu._set_mcg_cap(state.mcg_cap)
+        VcpuMce(cpu).set_mcg_cap(state.mcg_cap)
     if state.nested is not None and not _is_in(against, "nested"):
         _leave_nested(fd, state.nested)
     # MP_STATE first: setting registers of a vCPU at its reset vector can change it.
@@ -215,7 +201,7 @@ def _put(fd: int, ioctl: ioctls.Ioctl, record: Record) -> None:
     ioctl(fd, record.to_c(), type(record).__name__)
 
 
-def _set_sregs2(cpu: VCPU, fd: int, sregs: Sregs2) -> None:
+def _set_sregs2(cpu: VcpuParts, fd: int, sregs: Sregs2) -> None:
     detail = f"cr0 {sregs.cr0:#x}, cr4 {sregs.cr4:#x}, efer {sregs.efer:#x}"
     if cpu._constant("KVM_CAP_SREGS2"):
         ioctls.KVM_SET_SREGS2(fd, sregs.to_c(), detail)
@@ -249,7 +235,7 @@ def _leave_nested(fd: int, saved: NestedState) -> None:
     ioctls.KVM_SET_NESTED_STATE(fd, area, "none")
 
 
-def _set_events(cpu: VCPU, fd: int, events: VcpuEvents) -> None:
+def _set_events(cpu: VcpuParts, fd: int, events: VcpuEvents) -> None:
     """Parts that this VM has not enabled are left out where they say nothing."""
     enabled = get(cpu, fd, VcpuEvents, ioctls.KVM_GET_VCPU_EVENTS).flags
     flags = events.flags

@@ -9,14 +9,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import ioctls
 from ..errors import UnsupportedError
 from ..record import flags_text
 from ..shim import ffi, lib
 from ..values import dataclass
 
 if TYPE_CHECKING:
-    from ..vcpu import VCPU
+    pass
 
 
 LEGACY_SIZE: Final = 512
@@ -415,16 +414,3 @@ def request_guest_permission(component: str = "tiledata") -> None:
     raise PermissionError(
         code, f"no guest permission for {component} any more: a vCPU of this process exists"
     )
-
-
-def get_xsave(cpu: VCPU, fd: int) -> Xsave:
-    """The whole area: KVM_GET_XSAVE2 where the area can be larger than a page.
-
-    >>> kvmpy.state.xsave.get_xsave(cpu, cpu.fileno()).components()[:2]
-    ('x87', 'sse')
-    """
-    area = bytearray(cpu.xsave_size)
-    wide = cpu._constant("KVM_CAP_XSAVE2")
-    ioctl = ioctls.KVM_GET_XSAVE2 if wide else ioctls.KVM_GET_XSAVE
-    ioctl(fd, area, f"{len(area)} bytes")
-    return Xsave(bytes(area), host_layout())

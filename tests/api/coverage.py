@@ -190,16 +190,32 @@ def check_methods(rows: Rows) -> Iterator[str]:
     import kvmpy
 
     for name, row in rows.items():
-        owner, _, attribute = row[6].partition(".")
+        owner, *attributes = row[6].split(".")
         kind = getattr(kvmpy, owner, None)
         if kind is None:
             yield f"{name}: the table names {row[6]}, and there is no {owner}"
-        elif (
-            attribute
-            and not hasattr(kind, attribute)
-            and f"self.{attribute}:" not in inspect.getsource(kind)
-        ):
+        elif not has(kind, attributes):
             yield f"{name}: the table names {row[6]}, which does not exist"
+
+
+def has(kind: type, attributes: list[str]) -> bool:
+    """Whether its instances have them, one behind the other: ``["xen", "get"]`` of VM."""
+    if not attributes:
+        return True
+    first, *rest = attributes
+    found = inspect.getattr_static(kind, first, None)
+    if rest:  # an object of its own: the property says of which class
+        from kvmpy.memory import encryption
+        from kvmpy.paravirt import hyperv, xen_calls
+        from kvmpy.state import mce
+
+        name = inspect.signature(found.fget).return_annotation
+        (held,) = (
+            vars(room)[name] for room in (encryption, hyperv, mce, xen_calls) if name in vars(room)
+        )
+        return has(held, rest)
+    sources = (inspect.getsource(base) for base in kind.__mro__ if base is not object)
+    return found is not None or any(f"self.{first}:" in source for source in sources)
 
 
 # ---------------------------------------------------------------- what test runs showed

@@ -163,10 +163,10 @@ def test_no_encrypted_guests(vm):
     """No SEV hardware: said so, with what it would take."""
     view = vm.memory.regions[0].view
     for call in (
-        lambda: vm.memory_encrypt_op(encryption.SevCommand.INIT),
-        lambda: vm.memory_encrypt_op(encryption.SevCommand.GUEST_STATUS, bytearray(12)),
-        lambda: vm.register_encrypted_region(view),
-        lambda: vm.unregister_encrypted_region(view),
+        lambda: vm.sev.op(encryption.SevCommand.INIT),
+        lambda: vm.sev.op(encryption.SevCommand.GUEST_STATUS, bytearray(12)),
+        lambda: vm.sev.register_region(view),
+        lambda: vm.sev.unregister_region(view),
     ):
         with pytest.raises(kvmpy.UnsupportedError, match=r"AMD SEV .* or Intel TDX"):
             call()

@@ -128,7 +128,7 @@ def test_refused_by_hand(vm):
         vm.set_memory_region(3, HERE, 0, 0)  # there is none to delete
     with pytest.raises(ValueError, match="smaller than"):
         vm.set_memory_region(3, HERE, 0x8000, own)
-    with pytest.raises(ValueError, match="no multiple of 4096"):
+    with pytest.raises(ValueError, match="not a multiple of 4096"):
         vm.set_memory_region(3, HERE, 0x1000, memoryview(own)[8:0x1008])
     with pytest.raises(ValueError, match="read-only"):
         vm.set_memory_region(3, HERE, 0x1000, bytes(0x1000))

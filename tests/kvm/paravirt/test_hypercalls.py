@@ -122,7 +122,7 @@ def hyperv():
         with kvmpy.VM() as other:
             cpuid = hyperv_cpuid(other)
         cpu = vm.vcpu(cpuid=cpuid)
-        cpu.hyperv_synic()
+        cpu.hyperv.synic()
         yield cpu
 
 

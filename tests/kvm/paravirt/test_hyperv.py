@@ -26,7 +26,7 @@ def test_supported_cpuid():
     """Of the system and of a vCPU; the interface signature is Hv#1."""
     with kvmpy.KVM() as kvm, kvmpy.VM(irqchip=True) as vm:
         cpu = vm.vcpu()
-        for leaves in (kvm.supported_hyperv_cpuid(), cpu.supported_hyperv_cpuid()):
+        for leaves in (kvm.supported_hyperv_cpuid(), cpu.hyperv.supported_cpuid()):
             assert leaves[HYPERV_LEAF].eax == int.from_bytes(b"Hv#1", "little")
             assert all(leaf.function >> 8 == 0x400000 for leaf in leaves)
 
@@ -39,8 +39,8 @@ def test_without():
         cpu = vm.vcpu()
         for call, capability in (
             (kvm.supported_hyperv_cpuid, "KVM_CAP_SYS_HYPERV_CPUID"),
-            (cpu.supported_hyperv_cpuid, "KVM_CAP_HYPERV_CPUID"),
-            (lambda: vm.hyperv_eventfd(1, 0), "KVM_CAP_HYPERV_EVENTFD"),
+            (cpu.hyperv.supported_cpuid, "KVM_CAP_HYPERV_CPUID"),
+            (lambda: vm.hyperv.eventfd(1, 0), "KVM_CAP_HYPERV_EVENTFD"),
         ):
             with pytest.raises(kvmpy.UnsupportedError, match=capability):
                 call()
@@ -50,14 +50,14 @@ def test_without():
 def test_eventfd(vm):
     """Assigned once, taken back once; connection ids have 24 bits."""
     event = os.eventfd(0, os.EFD_CLOEXEC)
-    vm.hyperv_eventfd(1, event)
+    vm.hyperv.eventfd(1, event)
     with pytest.raises(kvmpy.KvmIoctlError, match="EEXIST"):
-        vm.hyperv_eventfd(1, event)
-    vm.hyperv_eventfd(1, deassign=True)
+        vm.hyperv.eventfd(1, event)
+    vm.hyperv.eventfd(1, deassign=True)
     with pytest.raises(kvmpy.KvmIoctlError, match="ENOENT"):
-        vm.hyperv_eventfd(1, deassign=True)
+        vm.hyperv.eventfd(1, deassign=True)
     with pytest.raises(kvmpy.KvmIoctlError, match="EINVAL"):
-        vm.hyperv_eventfd(1 << 24, event)
+        vm.hyperv.eventfd(1 << 24, event)
     os.close(event)
 
 
@@ -66,7 +66,7 @@ def test_signal_event(vm):
     """The guest's HvSignalEvent (0x5d), a fast hypercall through the page that KVM fills, signals
     the eventfd of its connection; one of nobody's fails."""
     event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    vm.hyperv_eventfd(7, event)
+    vm.hyperv.eventfd(7, event)
     call = "mov ecx, 0x1005d; xor r8d, r8d; mov eax, 0x3000; call rax; out 0x10, eax; "
     code = f"""
         xor edx, edx; mov eax, 1; mov ecx, {MSR_GUEST_OS_ID}; wrmsr

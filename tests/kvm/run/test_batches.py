@@ -5,7 +5,7 @@ import gc
 import pytest
 
 import kvmpy
-from kvmpy import vcpu as vcpu_module
+from kvmpy.run import loop
 
 
 def collect(vm, ports):
@@ -31,7 +31,7 @@ def test_writes_come_before_run_returns(start, vm):
 
 def test_nothing_is_lost_when_the_ring_is_full(start, vm, monkeypatch):
     """More writes than the ring holds, the last ones too, in order."""
-    monkeypatch.setattr(vcpu_module, "RING_SIZE", 16)
+    monkeypatch.setattr(loop, "RING_SIZE", 16)
     records, batches = collect(vm, 0x20)
     cpu = start("xor eax, eax; 1: out 0x20, eax; inc eax; cmp eax, 53; jne 1b; hlt")
     cpu.expect(kvmpy.Hlt, timeout=5)
@@ -43,16 +43,16 @@ def test_nothing_is_lost_when_the_ring_is_full(start, vm, monkeypatch):
 def test_the_ring_as_it_is(start, vm):
     """The real size, twice full."""
     records, batches = collect(vm, 0x20)
-    n = 2 * vcpu_module.RING_SIZE + 7
+    n = 2 * loop.RING_SIZE + 7
     cpu = start(f"xor eax, eax; 1: out 0x20, eax; inc eax; cmp eax, {n}; jne 1b; hlt")
     cpu.expect(kvmpy.Hlt, timeout=60)
     assert [value for _, _, value in records] == list(range(n))
-    assert max(batches) == vcpu_module.RING_SIZE
+    assert max(batches) == loop.RING_SIZE
 
 
 def test_strings(start, vm, monkeypatch):
     """REP OUTS across the ring's end: each element once, in order."""
-    monkeypatch.setattr(vcpu_module, "RING_SIZE", 8)
+    monkeypatch.setattr(loop, "RING_SIZE", 8)
     records, _ = collect(vm, 0x20)
     vm.load(bytes(range(50)), at=0x3000)
     cpu = start("mov esi, 0x3000; mov ecx, 50; mov dx, 0x20; rep outsb; hlt")

@@ -282,16 +282,16 @@ def test_machine_check(cpu, vm):
     """Banks, a corrected error; what KVM refuses has its reason; the state has it all."""
     with kvmpy.KVM() as kvm:
         flags = kvm.mce_capabilities
-    cpu.setup_mce(6, flags)
+    cpu.mce.setup(6, flags)
     assert cpu.msrs[0x179] | flags == 6 | flags  # kvm_amd takes fewer abilities than KVM names
-    cpu.inject_mce(2, 1 << 63 | 0x151, addr=0x5000, misc=0x86)
+    cpu.mce.inject(2, 1 << 63 | 0x151, addr=0x5000, misc=0x86)
     assert (cpu.msrs[0x409], cpu.msrs[0x40A], cpu.msrs[0x40B]) == (1 << 63 | 0x151, 0x5000, 0x86)
     with pytest.raises(kvmpy.KvmIoctlError, match="no such bank"):
-        cpu.inject_mce(7, 1 << 63)
+        cpu.mce.inject(7, 1 << 63)
     with pytest.raises(kvmpy.KvmIoctlError, match="more than KVM has"):
-        cpu.setup_mce(200)
+        cpu.mce.setup(200)
     with pytest.raises(ValueError, match="0 banks"):
-        cpu.setup_mce(0)
+        cpu.mce.setup(0)
     copy = vm.vcpu()
     copy.restore(cpu.save())
     assert (copy.msrs[0x179], copy.msrs[0x409]) == (cpu.msrs[0x179], 1 << 63 | 0x151)
@@ -300,10 +300,10 @@ def test_machine_check(cpu, vm):
 def test_uncorrected_machine_check(start):
     """#MC in a guest that has CR4.MCE set."""
     cpu = start("out 0x10, al; 1: jmp 1b")
-    cpu.setup_mce(4)
+    cpu.mce.setup(4)
     cpu.sregs.cr4 |= 1 << 6
     cpu.expect(kvmpy.IoOut, timeout=5)
-    cpu.inject_mce(1, 1 << 63 | 1 << 61 | 1 << 60, mcg_status=5)
+    cpu.mce.inject(1, 1 << 63 | 1 << 61 | 1 << 60, mcg_status=5)
     assert cpu.expect(kvmpy.GuestException, timeout=5).report.vector == 18
 
 

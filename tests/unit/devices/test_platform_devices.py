@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 import kvmpy
 from kvmpy import _native
 from kvmpy.exits import reasons as exits
-from kvmpy.vcpu import _SYSTEM_EXITS
+from kvmpy.run.loop import _SYSTEM_EXITS
 
 lib, ffi = _native.lib, _native.ffi
 CONTINUE = -1

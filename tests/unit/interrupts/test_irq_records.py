@@ -7,7 +7,7 @@ import kvmpy
 from kvmpy import _native
 from kvmpy.interrupts import eventfds as vm_events, irqchips, routing
 from kvmpy.memory import encryption
-from kvmpy.paravirt import xen, xen_methods
+from kvmpy.paravirt import xen, xen_calls
 from kvmpy.record import differences
 
 ffi, lib = _native.ffi, _native.lib
@@ -226,7 +226,7 @@ class Recorder:
         return 0
 
 
-class FakeXen(xen_methods.XenMethods):
+class FakeVm:
     def fileno(self):
         return 0
 
@@ -234,8 +234,8 @@ class FakeXen(xen_methods.XenMethods):
         return 0xFF
 
 
-class FakeXenVcpu(xen_methods.XenVcpuMethods):
-    vm = FakeXen()
+class FakeVcpu:
+    vm = FakeVm()
 
     def _settle(self, fields):
         return 0
@@ -245,13 +245,14 @@ class FakeXenVcpu(xen_methods.XenVcpuMethods):
 def test_xen_attributes(monkeypatch, value):
     """What is set is what is got."""
     vcpu = isinstance(value, xen.VcpuAttribute)
-    host, kind = (FakeXenVcpu(), "VCPU") if vcpu else (FakeXen(), "HVM")
+    kind = "VCPU" if vcpu else "HVM"
+    host = xen_calls.VcpuXen(FakeVcpu()) if vcpu else xen_calls.VmXen(FakeVm())
     recorder = Recorder()
     for name in (f"KVM_XEN_{kind}_SET_ATTR", f"KVM_XEN_{kind}_GET_ATTR"):
-        monkeypatch.setattr(xen_methods.ioctls, name, recorder)
-    host.set_xen_attribute(value)
+        monkeypatch.setattr(xen_calls.ioctls, name, recorder)
+    host.set(value)
     assert int.from_bytes(recorder.got[:2], "little") == type(value).number
-    assert host.get_xen_attribute(type(value)) == value
+    assert host.get(type(value)) == value
 
 
 def test_xen_event_channels():
@@ -280,30 +281,25 @@ def test_xen_configuration(monkeypatch):
     """The page by KVM itself, or blobs of whole pages; an event."""
     recorder = Recorder()
     for name in ("KVM_XEN_HVM_CONFIG", "KVM_XEN_HVM_EVTCHN_SEND"):
-        monkeypatch.setattr(xen_methods.ioctls, name, recorder)
-    FakeXen().configure_xen(0x4000_0000)
+        monkeypatch.setattr(xen_calls.ioctls, name, recorder)
+    xen_calls.VmXen(FakeVm()).configure(0x4000_0000)
     config = ffi.from_buffer("struct kvm_xen_hvm_config *", recorder.got)
     assert (config.msr, config.flags) == (0x4000_0000, lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL)
     assert (config.blob_size_32, config.blob_addr_32) == (0, 0)
     recorder.got = None
-    FakeXen().configure_xen(0x4000_0000, flags=0, blob_64=bytes(8192))
+    xen_calls.VmXen(FakeVm()).configure(0x4000_0000, flags=0, blob_64=bytes(8192))
     config = ffi.from_buffer("struct kvm_xen_hvm_config *", recorder.got)
     assert (config.blob_size_32, config.blob_size_64) == (0, 2)
     assert config.blob_addr_64
     for blob in (bytes(100), bytes(256 * 4096)):
         with pytest.raises(ValueError, match="32-bit blob"):
-            FakeXen().configure_xen(0x4000_0000, flags=0, blob_32=blob)
+            xen_calls.VmXen(FakeVm()).configure(0x4000_0000, flags=0, blob_32=blob)
     recorder.got = None
-    FakeXen().send_xen_event(3, 1)
+    xen_calls.VmXen(FakeVm()).send_event(3, 1)
     assert recorder.got == bytes.fromhex("03000000 01000000 ffffffff")
 
 
 # ---------------------------------------------------------------- SEV
-
-
-class FakeSev(encryption.EncryptionMethods):
-    def fileno(self):
-        return 0
 
 
 def test_sev_commands(monkeypatch):
@@ -320,11 +316,11 @@ def test_sev_commands(monkeypatch):
 
     monkeypatch.setattr(encryption.ioctls, "KVM_MEMORY_ENCRYPT_OP", Firmware())
     data = bytearray(16)
-    FakeSev().memory_encrypt_op(encryption.SevCommand.GUEST_STATUS, data)
+    encryption.VmSev(FakeVm()).op(encryption.SevCommand.GUEST_STATUS, data)
     assert seen[0][:2] == (encryption.SevCommand.GUEST_STATUS, 0xFFFF_FFFF)
     assert seen[0][2] == int(ffi.cast("uintptr_t", ffi.from_buffer(data)))
     with pytest.raises(kvmpy.KvmIoctlError, match="firmware error 0x16"):
-        FakeSev().memory_encrypt_op(encryption.SevCommand.LAUNCH_START, sev_fd=7)
+        encryption.VmSev(FakeVm()).op(encryption.SevCommand.LAUNCH_START, sev_fd=7)
     assert seen[1][1] == 7
     with pytest.raises((TypeError, BufferError, ValueError)):
-        FakeSev().memory_encrypt_op(0, b"read only")
+        encryption.VmSev(FakeVm()).op(0, b"read only")

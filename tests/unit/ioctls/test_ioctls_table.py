@@ -10,6 +10,7 @@ import pytest
 
 import kvmpy
 from kvmpy import _native, errors, ioctls
+from kvmpy.fd import Descriptor
 from kvmpy.ioctls import ioctl as ioctl_module
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,12 +120,16 @@ def test_special_hints_name_real_ioctls():
 
 def test_eio_of_another_process():
     """A descriptor made by another process is a fork's, and no dead VM."""
-    ioctl_module._origins[12345] = os.getpid() + 1, 12345
-    try:
-        error = ioctls.KVM_GET_REGS.error(12345, errno.EIO)
+    owner = Descriptor()
+    owner._opened(os.open(os.devnull, os.O_RDONLY))
+    with owner:
+        owner._process += 1
+        error = ioctls.KVM_GET_REGS.error(owner.fileno(), errno.EIO)
         assert isinstance(error, kvmpy.ForkedError)
-    finally:
-        del ioctl_module._origins[12345]
+        number = owner.fileno()
+    with open(os.devnull) as other:  # the kernel gives the same number to the next
+        assert other.fileno() == number
+        assert not isinstance(ioctls.KVM_GET_REGS.error(number, errno.EIO), kvmpy.ForkedError)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""An open descriptor of KVM's: the one life cycle of /dev/kvm, VMs, vCPUs, devices, guest_memfds
+and statistics.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import NoReturn, Protocol, TypeVar
+
+from .errors import ClosedError
+
+_D = TypeVar("_D", bound="Descriptor")
+
+#: Those that are open, by number, so that an error about a number can say whose it is.
+_open: weakref.WeakValueDictionary[int, Descriptor] = weakref.WeakValueDictionary()
+
+
+class Descriptor:
+    """What owns a descriptor: open from its making to :meth:`close`, the end of a ``with`` block,
+    or the loss of the last reference.
+
+    It cannot be copied or pickled: two objects would own one descriptor, and the first to go would
+    close it under the other.
+    """
+
+    _fd = -1
+    #: What it is, for messages.
+    _what = "descriptor"
+
+    def _opened(self, fd: int, vm_fd: int = -1) -> None:
+        """The descriptor is ``fd`` from now on; ``vm_fd`` is that of the VM it belongs to."""
+        self._fd = fd
+        #: The process that made it: KVM binds a VM, and all that is of it, to that one.
+        self._process = os.getpid()
+        #: The VM answers KVM_CHECK_EXTENSION, its vCPUs and devices do not.
+        self._vm_fd = vm_fd
+        _open[fd] = self
+
+    def fileno(self) -> int:
+        """The descriptor's number. Raises ClosedError after :meth:`close`.
+
+        >>> kvmpy.ioctls.KVM_CHECK_EXTENSION(vm.fileno(), 0)
+        1
+        """
+        if self._fd < 0:
+            raise ClosedError(f"this {self._what} is closed")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed.
+
+        >>> vm.closed
+        False
+        """
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close it; a second time does nothing.
+
+        >>> with kvmpy.KVM() as other:
+        ...     pass
+        >>> other
+        <KVM, closed>
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self: _D) -> _D:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            self.close()
+
+    def __reduce__(self) -> NoReturn:  # copy.copy() asks for it, too
+        raise TypeError(
+            f"a {type(self).__name__} owns a descriptor: it cannot be copied or pickled"
+        )
+
+
+class HasFileno(Protocol):
+    """An object with a descriptor: a file, a socket, a :class:`Descriptor`."""
+
+    def fileno(self) -> int:
+        """The descriptor's number."""
+
+
+def number_of(source: int | HasFileno) -> int:
+    """The number of a descriptor, or of what has one.
+
+    >>> kvmpy.fd.number_of(3)
+    3
+    """
+    return source if isinstance(source, int) else source.fileno()
+
+
+def owner_of(fd: int) -> Descriptor | None:
+    """The object that has ``fd`` open; None if it is none of ours.
+
+    >>> kvmpy.fd.owner_of(vm.fileno()) is vm
+    True
+    """
+    found = _open.get(fd)
+    return found if found is not None and found._fd == fd else None

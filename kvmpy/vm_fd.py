@@ -1,0 +1,68 @@
+"""What every topic of a VM is built on: its descriptor, memory, bus and capabilities."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import ioctls
+from .errors import ClosedError
+from .fd import Descriptor
+from .ioctls import capabilities
+
+if TYPE_CHECKING:
+    from .cpuid.kvm import KvmCpuid
+    from .memory.guest import GuestMemory
+    from .run.bus import Bus
+
+
+class VmFd(Descriptor):
+    """A VM's descriptor (KVM API, "4.2 KVM_CREATE_VM"). :class:`kvmpy.VM` is all of its topics."""
+
+    _what = "VM"
+    #: Guest memory; closed with the VM unless the caller made it.
+    memory: GuestMemory
+    #: Bytes of a vCPU's kvm_run mapping.
+    run_size: int
+    #: KVM_CAP_SYNC_REGS: the parts of the state that the kvm_run page has.
+    sync_fields: int
+    #: Entries of each vCPU's dirty ring, 0 without.
+    dirty_ring_entries: int = 0
+    _bus: Bus | None = None
+    _kvm: KvmCpuid
+    # Every vCPU that was made. Held weakly: one that nobody holds is to go at once.
+    _vcpus: list[weakref.ref[Any]]
+
+    @property
+    def bus(self) -> Bus:
+        """Who owns which port and address. Raises ClosedError after close().
+
+        >>> list(vm.bus.devices())
+        []
+        """
+        if self._bus is None:
+            raise ClosedError("this VM is closed")
+        return self._bus
+
+    def _held_vcpus(self) -> list[Any]:
+        return [vcpu for ref in self._vcpus if (vcpu := ref()) is not None]
+
+    def check_extension(self, capability: int | str) -> int:
+        """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says.
+
+        >>> vm.check_extension("KVM_CAP_USER_MEMORY")
+        1
+        """
+        number = capabilities.number(capability)
+        return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
+
+    def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
+        """KVM_ENABLE_CAP on the VM, by number or name, with up to four arguments of 64 bits
+        (``kvmpy.enabling.TABLE`` says what they mean).
+
+        Raises UnsupportedError when this KVM has no such capability, KvmIoctlError when it does
+        not take the arguments, or not any more.
+
+        >>> vm.enable_capability("EXCEPTION_PAYLOAD", 1)
+        """
+        capabilities.enable(self.fileno(), "vm", capability, args, flags, bool(self._vcpus))
