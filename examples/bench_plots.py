@@ -15,7 +15,7 @@ from statistics import median
 
 import kvmpy
 from kvmpy.bench.cells import every_cell
-from kvmpy.bench.record import Report
+from kvmpy.bench.document import Report
 
 if len(sys.argv) > 1:
     report = Report.from_json(Path(sys.argv[1]).read_bytes())

@@ -19,9 +19,8 @@ from .errors import (
     UnsupportedError,
 )
 from .ioctls import capabilities
-from .ioctls.growing import read_table
 from .memory.guest_memfd import VmType, decode_vm_types
-from .msrs.msrs import FeatureMsrs
+from .msrs.msrs import KvmMsrs
 from .shim import ffi, lib
 
 API_VERSION = 12
@@ -54,12 +53,7 @@ def _cannot_open(path: str, error: OSError) -> KvmUnavailableError:
     )
 
 
-def _indices(ioctl: ioctls.Ioctl, fd: int) -> tuple[int, ...]:
-    table = read_table(ioctl, fd)
-    return tuple(table.indices[i] for i in range(table.nmsrs))
-
-
-class KVM(KvmCpuid):
+class KVM(KvmCpuid, KvmMsrs):
     """The system descriptor: opens ``path`` and checks that the kernel speaks API version 12.
 
     Raises a subclass of KvmUnavailableError, each with its remedy.
@@ -159,34 +153,6 @@ class KVM(KvmCpuid):
         ioctls.KVM_X86_GET_MCE_CAP_SUPPORTED(self.fileno(), value)
         result: int = value[0]
         return result
-
-    def msr_indices(self) -> tuple[int, ...]:
-        """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here.
-
-        >>> 0x10 in kvm.msr_indices()
-        True
-        """
-        return _indices(ioctls.KVM_GET_MSR_INDEX_LIST, self.fileno())
-
-    def feature_msr_indices(self) -> tuple[int, ...]:
-        """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize.
-
-        >>> isinstance(kvm.feature_msr_indices(), tuple)
-        True
-        """
-        return _indices(ioctls.KVM_GET_MSR_FEATURE_INDEX_LIST, self.fileno())
-
-    @property
-    def feature_msrs(self) -> FeatureMsrs:
-        """Feature MSRs by number or name: what this host's KVM can virtualize, read only
-        (KVM API, "4.18 KVM_GET_MSRS", on the system descriptor).
-
-        Reading raises UnsupportedError if KVM_CAP_GET_MSR_FEATURES is missing.
-
-        >>> "BIOS_SIGN_ID" in kvm.feature_msrs.names()
-        True
-        """
-        return FeatureMsrs(self)
 
     @property
     def attributes(self) -> Attributes:

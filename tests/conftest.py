@@ -84,9 +84,9 @@ def kvm_trouble() -> str:
 @functools.cache
 def module_name() -> str:
     """The vendor module behind /dev/kvm."""
-    from kvmpy.probe import verdict as backend
+    from kvmpy.host import module
 
-    return backend.module_name()
+    return module.module_name()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -10,7 +10,8 @@ import dataclasses
 import random
 from typing import Any
 
-from kvmpy.bench.record import Canary, Disclosure, Reference, Report, Row
+from kvmpy.bench.document import Report
+from kvmpy.bench.record import Canary, Disclosure, Reference, Row
 
 VMS, BATCHES, CALLS = 10, 20, 64
 TSC_KHZ = 2_500_000

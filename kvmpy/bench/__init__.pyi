@@ -8,6 +8,7 @@ from . import (
     compare as compare,
     counters as counters,
     disclosure as disclosure,
+    document as document,
     exits as exits,
     failures as failures,
     figures as figures,

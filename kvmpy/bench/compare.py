@@ -13,8 +13,9 @@ from statistics import median
 from typing import Final, Literal
 
 from ..errors import KvmpyError
+from .document import Report
 from .figures import MODES, Class, by_vm, classify, figure, rate
-from .record import Disclosure, Report, Row
+from .record import Disclosure, Row
 from .shift import MannWhitney, hodges_lehmann, holm, mann_whitney
 from .stats import Interval
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from .. import __version__
 from ..errors import KvmpyError
 from ..host import cpu, topology
+from ..host.module import module_parameters
 from ..probe import disturbance, verdict as backend
 from ..probe.system import System
 from .counters import run_delay
@@ -107,7 +108,7 @@ def collect(vcpu: VCPU, verdict: backend.Verdict, pinned_cpu: int | None) -> Dis
     parameters = {
         f"{module}.{name}": value
         for module in ("kvm", verdict.module)
-        for name, value in backend.module_parameters(module).items()
+        for name, value in module_parameters(module).items()
     }
     siblings = topology.smt_siblings(pinned_cpu) - {pinned_cpu} if pinned_cpu is not None else ()
     governor = _SYSFS / f"cpu{pinned_cpu or 0}/cpufreq/scaling_governor"

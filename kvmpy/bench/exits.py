@@ -28,9 +28,10 @@ from ..stats.run import RunStats
 from ..vm import VM
 from ..x86.modes import Mode
 from . import counters, disclosure, hostcall, references
+from .document import Report
 from .failures import GuestFailed, describe
 from .judgement import VIRTUAL_LABEL
-from .record import Canary, Kind, Report, Row
+from .record import Canary, Kind, Row
 from .syscall import Progress
 
 BATCH_SECONDS: Final = 50e-6

@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from .judgement import unexpected
-from .record import Disclosure, Report, Row
+from .record import Disclosure, Row
 from .stats import Summary, summarize
 
 #: What may stand together in a table, in this order. "host" runs in no guest.
@@ -247,7 +247,16 @@ def resolution(row: Row) -> float:
     return 1 / row.calls
 
 
-def figures(report: Report) -> tuple[Figure, ...]:
+class Measured(Protocol):
+    """What figures are made of: a report's rows, and what they were measured on."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]: ...
+    @property
+    def disclosure(self) -> Disclosure: ...
+
+
+def figures(report: Measured) -> tuple[Figure, ...]:
     """All rows of a report with their statistics, in the report's order.
 
     >>> len(kvmpy.bench.figures.figures(report)) > 5

@@ -12,8 +12,9 @@ from itertools import groupby
 from ..report import page
 from ..report.page import escaped
 from ..report.table import Table, share
+from .document import Report
 from .figures import TITLES, VIRTUAL, Class, Figure, by_class, figures
-from .record import Disclosure, Report
+from .record import Disclosure
 from .svg import distributions
 from .tables import (
     failure_table,

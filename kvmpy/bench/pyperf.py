@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from .document import Report
 from .figures import VIRTUAL, Class, by_vm, classify, figure
-from .record import Report, Row
+from .record import Row
 
 FORMAT: Final = "1.0"
 

@@ -28,11 +28,12 @@ from ..probe import verdict as backend
 from . import disclosure, hostcall, references
 from .cells import LEVELS, MODES, PATHS, Cell, every_cell
 from .counters import GuestCycles, add
+from .document import Report
 from .failures import GuestFailed
 from .judgement import VIRTUAL_LABEL, judge
 from .lab import ALIGNMENT_STEP, ALIGNMENTS, Batches, Lab
 from .proof import prove
-from .record import Canary, Measure, Report, Row
+from .record import Canary, Measure, Row
 
 #: ``progress(fraction, what)``: how much is done, 0 to 1, and what is under way.
 Progress = Callable[[float, str], None]

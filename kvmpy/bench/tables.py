@@ -13,6 +13,7 @@ from typing import Final
 
 from ..report.table import DASH, HEADING, Table, number, share
 from .compare import ALPHA, Comparison, Delta
+from .document import Report
 from .figures import (
     MODES,
     PATHS,
@@ -24,7 +25,7 @@ from .figures import (
     name,
 )
 from .judgement import VIRTUAL_LABEL
-from .record import Disclosure, Reference, Report
+from .record import Disclosure, Reference
 from .stats import ENOUGH_GROUPS, Interval
 
 _PARTS: Final = {"kernel": "hardware + kernel", "shim": "C shim", "python": "Python"}

@@ -18,7 +18,7 @@ from ..report import terminal
 from .files import check_writable, write
 
 if TYPE_CHECKING:
-    from ..bench.record import Report
+    from ..bench.document import Report
     from ..probe.disturbance import Disturbance
 
 #: Subcommand -> module in kvmpy.bench with run(), and a line of help.
@@ -185,7 +185,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _load(path: str) -> Report:
-    from ..bench.record import RecordError, Report
+    from ..bench.document import RecordError, Report
 
     try:
         with Path(path).open("rb") as file:

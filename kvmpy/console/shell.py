@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..values import dataclass
 
 if TYPE_CHECKING:
-    from .script import ScriptConsole
+    from .output import Match
+    from .search import Pattern
 
 #: Characters of a command per typed line: line editors take 1024 at most, terminals 4095.
 _PIECE = 400
@@ -36,7 +37,20 @@ class CommandResult:
     complete: bool = True
 
 
-def run(console: ScriptConsole, command: str, timeout: float) -> CommandResult:
+class Conversation(Protocol):
+    """What a command goes through: a :class:`kvmpy.machine.ScriptConsole`."""
+
+    @property
+    def before(self) -> bytes: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    def expect(self, pattern: Pattern, *, timeout: float, exact: bool = False) -> Match: ...
+    def sendline(self, text: str) -> None: ...
+
+
+def run(console: Conversation, command: str, timeout: float) -> CommandResult:
     """Run ``command``. The shell need not have shown its prompt yet.
 
     Output that is not UTF-8 comes as ``\\xNN``. A command that reads standard input reads the

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 from ..values import dataclass
 from . import features as cf
-from .cpuid import Cpuid, Leaf
+from .table import Leaf, Table
 
 _REGISTERS = ("eax", "ebx", "ecx", "edx")
+
+
+_T = TypeVar("_T", bound=Table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class CpuidDiff:
         """
         return tuple(self)
 
-    def apply(self, table: Cpuid) -> Cpuid:
+    def apply(self, table: _T) -> _T:
         """``table`` with every leaf of the difference as it is afterwards.
 
         >>> before, after = cpu.cpuid, cpu.cpuid.without("cx8")
@@ -63,7 +67,7 @@ class CpuidDiff:
                 leaves[after.key] = after
             elif before is not None:
                 leaves.pop(before.key, None)
-        return Cpuid(reversed(leaves.values()))
+        return type(table)(reversed(leaves.values()))
 
     def __iter__(self) -> Iterator[FieldChange]:
         for before, after in self.changes:
@@ -86,7 +90,7 @@ class CpuidDiff:
         return f"<CPUID diff\n{self}>" if self else "<CPUID diff: none>"
 
 
-def diff(before: Cpuid, after: Cpuid) -> CpuidDiff:
+def diff(before: Table, after: Table) -> CpuidDiff:
     """See :meth:`Cpuid.diff`."""
     old, new = set(before.features), set(after.features)
     left = {leaf.key: leaf for leaf in reversed(list(before))}

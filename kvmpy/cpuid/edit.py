@@ -7,13 +7,14 @@ that only describe it, and its part of the XSAVE area (leaf 0Dh).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..errors import UnsupportedError
 from ..values import replace
 from . import features as cf
-from .cpuid import HAS_INDEX, Cpuid, Leaf
+from .table import HAS_INDEX, Leaf, Table
 
+_T = TypeVar("_T", bound=Table)
 _Leaves = dict[tuple[int, int], Leaf]
 
 _XSAVE = 0xD
@@ -21,7 +22,7 @@ _XSAVE = 0xD
 _LEGACY_AND_HEADER = 576
 
 
-def without(table: Cpuid, names: Iterable[str]) -> Cpuid:
+def without(table: _T, names: Iterable[str]) -> _T:
     """See :meth:`Cpuid.without`."""
     names = cf.with_dependents(names)
     gone = [name for name in names if name in cf.GROUPS or table.has(name)]
@@ -33,10 +34,10 @@ def without(table: Cpuid, names: Iterable[str]) -> Cpuid:
         for function in cf.LEAVES_OF.get(name, ()):
             for key in [key for key in leaves if key[0] == function]:
                 leaves[key] = replace(leaves[key], eax=0, ebx=0, ecx=0, edx=0)
-    return _finish(leaves, gone, table)
+    return type(table)(_finished(leaves, gone, table))
 
 
-def with_features(table: Cpuid, names: Iterable[str], supported: Cpuid) -> Cpuid:
+def with_features(table: _T, names: Iterable[str], supported: Table) -> _T:
     """See :meth:`Cpuid.with_features`."""
     names = tuple(names)
     groups = [name for name in cf.expand(names) if name in cf.GROUPS]
@@ -65,10 +66,10 @@ def with_features(table: Cpuid, names: Iterable[str], supported: Cpuid) -> Cpuid
                 leaves.setdefault((function, index), Leaf(function, index, source.flags))
                 _set_bit(leaves, (function, index), register, bit, True)
                 _raise_limits(leaves, function, index)
-    return _finish(leaves, added, supported)
+    return type(table)(_finished(leaves, added, supported))
 
 
-def mask(table: Cpuid, changes: str, supported: Cpuid) -> Cpuid:
+def mask(table: _T, changes: str, supported: Table) -> _T:
     """See :meth:`Cpuid.mask`."""
     for change in filter(None, (part.strip() for part in changes.split(","))):
         if change[0] not in "+-" or not change[1:].strip():
@@ -83,7 +84,7 @@ def mask(table: Cpuid, changes: str, supported: Cpuid) -> Cpuid:
 # ---------------------------------------------------------------- single leaves
 
 
-def _leaves(table: Cpuid) -> _Leaves:
+def _leaves(table: Table) -> _Leaves:
     return {leaf.key: leaf for leaf in reversed(list(table))}
 
 
@@ -105,12 +106,12 @@ def _raise_limits(leaves: _Leaves, function: int, index: int) -> None:
         leaves[7, 0] = replace(main, eax=max(main.eax, index))
 
 
-def _finish(leaves: _Leaves, changed: list[str], source: Cpuid) -> Cpuid:
-    """``source`` has the leaves 0Dh to choose components from."""
+def _finished(leaves: _Leaves, changed: list[str], source: Table) -> list[Leaf]:
+    """In order; ``source`` has the leaves 0Dh to choose components from."""
     relevant = {"xsave", "xsaves", "xsavec", *" ".join(cf.XSAVE_COMPONENTS.values()).split()}
     if relevant.intersection(changed):
         _fit_xsave(leaves, source)
-    return Cpuid(leaves[key] for key in sorted(leaves, key=_order))
+    return [leaves[key] for key in sorted(leaves, key=_order)]
 
 
 def _order(key: tuple[int, int]) -> tuple[bool, int, int]:
@@ -120,14 +121,14 @@ def _order(key: tuple[int, int]) -> tuple[bool, int, int]:
 # ---------------------------------------------------------------- leaf 0Dh
 
 
-def _fit_xsave(leaves: _Leaves, source: Cpuid) -> None:
+def _fit_xsave(leaves: _Leaves, source: Table) -> None:
     """Leave in leaf 0Dh the components whose feature is there, and the sizes they add up to
     (SDM vol. 1, "Enumeration of CPU Support for XSAVE Instructions and XSAVE-Supported
     Features"). KVM recomputes the current sizes, EBX, when the guest sets XCR0 or XSS."""
     main, extended = source.get(_XSAVE), source.get(_XSAVE, 1)
     if main is None:
         return
-    now = Cpuid(leaves.values())
+    now = Table(leaves.values())
     keep = _components_kept(now.has)
     user = _pair(main.eax, main.edx) & keep
     supervisor = 0
@@ -209,7 +210,7 @@ _CANNOT_RUN: dict[str, dict[str, str]] = {
 }
 
 
-def for_module(table: Cpuid, module: str) -> tuple[Cpuid, tuple[MaskedFeature, ...]]:
+def for_module(table: _T, module: str) -> tuple[_T, tuple[MaskedFeature, ...]]:
     """See :meth:`Cpuid.for_module`."""
     masked = tuple(
         MaskedFeature(name, reason)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..errors import UnsupportedError
 from ..values import dataclass, replace
-from .cpuid import HAS_INDEX, Cpuid, Leaf
+from .table import HAS_INDEX, Leaf, Table
 
 #: The highest id of a local APIC in xAPIC mode; 255 is "all" (SDM vol. 3, "Local APIC ID").
 HIGHEST_XAPIC_ID = 254
@@ -26,7 +26,7 @@ _KVM_LAPIC = 1 << 6 | 1 << 7 | 1 << 11 | 1 << 14 | 1 << 15
 _AMD = ("AuthenticAMD", "HygonGenuine")
 
 
-def for_vcpu(table: Cpuid, vcpu_id: int, vcpus: int, lapic: bool) -> list[Leaf]:
+def for_vcpu(table: Table, vcpu_id: int, vcpus: int, lapic: bool) -> list[Leaf]:
     """The leaves of :meth:`Cpuid.for_vcpu`."""
     basic = table.get(0)
     highest = basic.eax if basic else 0
@@ -106,7 +106,7 @@ class AddressBits(NamedTuple):
     linear: int
 
 
-def address_bits(table: Cpuid) -> AddressBits:
+def address_bits(table: Table) -> AddressBits:
     """See :attr:`Cpuid.address_bits`."""
     leaf = table.get(0x8000_0008)
     if leaf is not None and leaf.eax & 0xFF:
@@ -139,7 +139,7 @@ class Cache:
 _KINDS = {1: "data", 2: "instruction", 3: "unified"}
 
 
-def caches(table: Cpuid) -> tuple[Cache, ...]:
+def caches(table: Table) -> tuple[Cache, ...]:
     """See :attr:`Cpuid.caches`."""
     for function in (0x4, 0x8000_001D):
         found = tuple(
@@ -172,7 +172,7 @@ def _cache(leaf: Leaf) -> Cache:
 _WAYS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 16, 0xA: 32, 0xB: 48, 0xC: 64, 0xD: 96, 0xE: 128}
 
 
-def _legacy_caches(table: Cpuid) -> Iterator[Cache]:
+def _legacy_caches(table: Table) -> Iterator[Cache]:
     first = table.get(0x8000_0005)
     if first is not None:
         for kind, value in (("data", first.ecx), ("instruction", first.edx)):
@@ -229,7 +229,7 @@ class Topology:
         )
 
 
-def topology(table: Cpuid) -> Topology:
+def topology(table: Table) -> Topology:
     """See :attr:`Cpuid.topology`."""
     for function in (0x1F, 0xB):
         found = _by_levels(table, function)
@@ -249,7 +249,7 @@ def topology(table: Cpuid) -> Topology:
     return Topology(first.ebx >> 24, max(logical // cores, 1), cores, leaf)
 
 
-def _by_levels(table: Cpuid, function: int) -> Topology | None:
+def _by_levels(table: Table, function: int) -> Topology | None:
     shift, threads, x2apic_id = 0, 1, None
     for index in range(256):
         level = table.get(function, index)

@@ -17,6 +17,7 @@ from ..errors import GuestMemoryError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
 from ..shim import ffi, lib
+from ..x86.bits import linear_rip
 
 if TYPE_CHECKING:
     from .guest_debug import VcpuGuestDebug
@@ -238,7 +239,7 @@ class _Debugger:
 
     def linear_rip(self) -> int:
         """RIP as a linear address."""
-        return linear_rip(self.cpu)
+        return linear_rip(self.cpu.regs, self.cpu.sregs)
 
     def standing_on(self) -> Breakpoint | None:
         """The "execute" breakpoint at RIP, if there is one."""
@@ -384,19 +385,6 @@ def debugger_of(cpu: Any) -> _Debugger:
         cpu._debugger = _Debugger(cpu)
     found: _Debugger = cpu._debugger
     return found
-
-
-def linear_rip(cpu: VcpuGuestDebug) -> int:
-    """RIP as a linear address: in 64-bit code itself, else from CS's base, modulo 2**32.
-
-    >>> cpu.enter(kvmpy.REAL_MODE, rip=0x7C00)
-    >>> hex(kvmpy.debug.breakpoints.linear_rip(cpu))
-    '0x7c00'
-    """
-    sregs = cpu.sregs
-    if sregs.efer >> 10 & 1 and sregs.cs.l:
-        return cpu.regs.rip
-    return sregs.cs.base + cpu.regs.rip & 0xFFFF_FFFF
 
 
 def _check(address: int, kind: Kind, length: int, software: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..x86.bits import is_64bit, is_long
+
 if TYPE_CHECKING:
     from .guest_debug import VcpuGuestDebug
 
@@ -32,7 +34,7 @@ def handler_address(cpu: VcpuGuestDebug, opcode: bytes) -> int | None:
     >>> hex(kvmpy.debug.handlers.handler_address(cpu, b"\\xcd\\x80"))
     '0x2000'
     """
-    long = bool(cpu.sregs.efer >> 10 & 1)
+    long = is_long(cpu.sregs)
     if opcode[:2] == b"\x0f\x05":
         return cpu.msrs["LSTAR" if cpu.sregs.cs.l else "CSTAR"] if long else None
     if opcode[:2] == b"\x0f\x34":
@@ -68,14 +70,14 @@ def saved_flags(cpu: VcpuGuestDebug, opcode: bytes, arrived: bool) -> int | None
         return stack
     if not arrived or vector_of(opcode) is None:
         return None
-    if cpu.sregs.efer >> 10 & 1:
+    if is_long(cpu.sregs):
         return stack + 16
     return stack + (8 if cpu.sregs.cr0 & 1 else 4)
 
 
 def _stack(cpu: VcpuGuestDebug) -> int:
     sregs = cpu.sregs
-    if sregs.efer >> 10 & 1 and sregs.cs.l:
+    if is_64bit(sregs):
         return cpu.regs.rsp
     mask = 0xFFFF_FFFF if sregs.ss.db else 0xFFFF
     return sregs.ss.base + (cpu.regs.rsp & mask) & 0xFFFF_FFFF

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GuestMemoryError, KvmpyError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
-from .breakpoints import _Budget, _Debugger, debugger_of, linear_rip
+from ..x86.bits import TF, is_64bit, linear_rip
+from .breakpoints import _Budget, _Debugger, debugger_of
 
 if TYPE_CHECKING:
     from .guest_debug import VcpuGuestDebug
 
-_TF = 1 << 8
 _LONGEST = 15  # bytes of an instruction
 _PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 
@@ -99,7 +99,7 @@ class _Stepper:
         count = 0
         while limit is None or count < limit:
             before = self.cpu.regs.as_dict()
-            rip, code = linear_rip(self.cpu), self._code()
+            rip, code = linear_rip(self.cpu.regs, self.cpu.sregs), self._code()
             exit = self._execute(code)
             while exit is not None:
                 finished, waits = self._progress(before)
@@ -120,16 +120,16 @@ class _Stepper:
         return Step(rip, code, before, self.cpu.regs.as_dict(), exit, finished)
 
     def _code(self) -> bytes:
-        for size in (_LONGEST, 16 - linear_rip(self.cpu) % 16):
+        for size in (_LONGEST, 16 - linear_rip(self.cpu.regs, self.cpu.sregs) % 16):
             try:
-                return self.cpu.read_virtual(linear_rip(self.cpu), size)
+                return self.cpu.read_virtual(linear_rip(self.cpu.regs, self.cpu.sregs), size)
             except (GuestMemoryError, ValueError):
                 continue
         return b""
 
     def _execute(self, code: bytes) -> Exit | None:
         """One instruction from its beginning."""
-        opcode = opcode_of(code, is_64bit(self.cpu))
+        opcode = opcode_of(code, is_64bit(self.cpu.sregs))
         target = self._target(opcode)
         exit = self.debugger.step(
             self.budget,
@@ -168,31 +168,21 @@ class _Stepper:
         from .handlers import saved_flags
 
         if opcode[:2] == b"\x0f\x05":
-            self.cpu.regs.r11 &= ~_TF
+            self.cpu.regs.r11 &= ~TF
             return
-        arrived = target is not None and linear_rip(self.cpu) == target
+        arrived = target is not None and linear_rip(self.cpu.regs, self.cpu.sregs) == target
         where = saved_flags(self.cpu, opcode, arrived)
         if where is None:
             return
         try:
             byte = self.cpu.read_virtual(where + 1, 1)[0]
-            self.cpu.write_virtual(where + 1, bytes([byte & ~(_TF >> 8)]))
+            self.cpu.write_virtual(where + 1, bytes([byte & ~(TF >> 8)]))
         except GuestMemoryError:
             return  # the guest's stack is in no RAM of ours: nothing was saved there
 
 
 def _is_end(exit: Exit) -> bool:
     return not exit.resumable or isinstance(exit, (exits.Kicked, exits.Timeout))
-
-
-def is_64bit(cpu: VcpuGuestDebug) -> bool:
-    """Whether the vCPU executes 64-bit code.
-
-    >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
-    >>> kvmpy.debug.stepping.is_64bit(cpu)
-    True
-    """
-    return bool(cpu.sregs.efer >> 10 & 1 and cpu.sregs.cs.l)
 
 
 def opcode_of(code: bytes, long: bool) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar, dataclass_transform
 
-from ..record import flags_text, value_text
+from ..text import flags_text, value_text
 from ..values import dataclass, names
 
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from .base import Exit, exit_value
-from .names import HYPERCALLS, MSR_REASONS, SYSTEM_EVENTS, TDVMCALLS, bit_names
+from .names import HYPERCALLS, MSR_REASONS, NUMBERS, SYSTEM_EVENTS, TDVMCALLS, bit_names
 
 
 @exit_value
@@ -21,7 +21,7 @@ class Hypercall(Exit):
     ``longmode``: the guest made it from 64-bit code.
     """
 
-    reason: ClassVar[int] = 3
+    reason: ClassVar[int] = NUMBERS["HYPERCALL"]
     answerable: ClassVar[bool] = True
     number: int
     args: tuple[int, ...]
@@ -45,7 +45,7 @@ class SystemEvent(Exit):
     shutdown by Hyper-V or Xen, SEV and TDX guests' end (``data``: their words).
     """
 
-    reason: ClassVar[int] = 24
+    reason: ClassVar[int] = NUMBERS["SYSTEM_EVENT"]
     type: int
     data: tuple[int, ...] = ()
 
@@ -67,7 +67,7 @@ class Rdmsr(Exit):
     does by itself.
     """
 
-    reason: ClassVar[int] = 29
+    reason: ClassVar[int] = NUMBERS["X86_RDMSR"]
     answerable: ClassVar[bool] = True
     flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"why": MSR_REASONS}
     index: int
@@ -91,7 +91,7 @@ class Wrmsr(Exit):
     before the instruction.
     """
 
-    reason: ClassVar[int] = 30
+    reason: ClassVar[int] = NUMBERS["X86_WRMSR"]
     answerable: ClassVar[bool] = True
     flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"why": MSR_REASONS}
     index: int
@@ -112,7 +112,7 @@ class Wrmsr(Exit):
 class Hyperv(Exit):
     """Base of what a guest wants of Hyper-V."""
 
-    reason: ClassVar[int] = 27
+    reason: ClassVar[int] = NUMBERS["HYPERV"]
 
 
 @exit_value
@@ -177,7 +177,7 @@ class Xen(Exit):
     is -ENOSYS. ``type`` other than 1 is none this package knows, and the rest is zero then.
     """
 
-    reason: ClassVar[int] = 34
+    reason: ClassVar[int] = NUMBERS["XEN"]
     answerable: ClassVar[bool] = True
     number: int = 0
     params: tuple[int, ...] = ()
@@ -193,7 +193,7 @@ class Tdx(Exit):
     ``answer(value)`` gives the return value; without one ``status``, which KVM has put there.
     """
 
-    reason: ClassVar[int] = 40
+    reason: ClassVar[int] = NUMBERS["TDX"]
     answerable: ClassVar[bool] = True
     flags: int
     number: int

@@ -155,7 +155,7 @@ def likely_cause(exit: exits.Exit, module: str) -> str:
 
 
 def _module() -> str:
-    from ..probe.verdict import module_name
+    from ..host.module import module_name
 
     return module_name()
 
@@ -163,11 +163,11 @@ def _module() -> str:
 def _code(vcpu: VcpuFd) -> str:
     """The bytes at RIP, through the guest's own page tables."""
     from ..x86 import walk
+    from ..x86.bits import linear_rip
 
     sregs = vcpu.sregs
     layout = walk.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)
-    linear = vcpu.regs.rip if sregs.efer & 0x400 and sregs.cs.l else sregs.cs.base + vcpu.regs.rip
-    found = walk.walk(vcpu.vm.memory, sregs.cr3, linear, layout)
+    found = walk.walk(vcpu.vm.memory, sregs.cr3, linear_rip(vcpu.regs, sregs), layout)
     if found.gpa is None:
         return ""
     region = vcpu.vm.memory.region_at(found.gpa)

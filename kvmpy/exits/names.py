@@ -16,6 +16,8 @@ REASONS: Mapping[int, str] = {
     37: "NOTIFY", 38: "LOONGARCH_IOCSR", 39: "MEMORY_FAULT", 40: "TDX", 41: "ARM_SEA",
 }  # fmt: skip
 
+NUMBERS: Mapping[str, int] = {name: number for number, name in REASONS.items()}
+
 #: KVM_INTERNAL_ERROR_* by number.
 INTERNAL_ERRORS: Mapping[int, str] = {
     1: "emulation",
@@ -32,11 +34,6 @@ SYSTEM_EVENTS: Mapping[int, str] = {
 
 #: KVM_MSR_EXIT_REASON_* by bit: also what :meth:`kvmpy.VM.user_space_msrs` takes.
 MSR_REASONS: Mapping[int, str] = {0: "inval", 1: "unknown", 2: "filter"}
-
-#: Bits of DR6 that a debug exit can show set (SDM vol. 3, "Debug Status Register (DR6)").
-DR6_FLAGS: Mapping[int, str] = {
-    0: "B0", 1: "B1", 2: "B2", 3: "B3", 13: "BD", 14: "BS", 15: "BT",
-}  # fmt: skip
 
 #: Hypercalls of KVM's own (Documentation/virt/kvm/x86/hypercalls.rst).
 HYPERCALLS: Mapping[int, str] = {

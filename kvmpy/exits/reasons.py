@@ -17,7 +17,8 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from ..record import flags_text
+from ..text import flags_text
+from ..x86.bits import DR6
 from .base import Exit as Exit, exit_value
 from .calls import (
     Hypercall as Hypercall,
@@ -32,7 +33,7 @@ from .calls import (
     Wrmsr as Wrmsr,
     Xen as Xen,
 )
-from .names import DR6_FLAGS, INTERNAL_ERRORS, REASONS as REASONS
+from .names import INTERNAL_ERRORS, NUMBERS, REASONS as REASONS
 
 if TYPE_CHECKING:
     from ..x86.exceptions import ExceptionReport, SyscallReport
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 class Unknown(Exit):
     """The processor left the guest for a reason KVM does not know."""
 
-    reason: ClassVar[int] = 0
+    reason: ClassVar[int] = NUMBERS["UNKNOWN"]
     resumable: ClassVar[bool] = False
     hardware_exit_reason: int = 0
 
@@ -51,7 +52,7 @@ class Unknown(Exit):
 class Exception_(Exit):
     """KVM_EXIT_EXCEPTION. No x86 KVM of today gives it."""
 
-    reason: ClassVar[int] = 1
+    reason: ClassVar[int] = NUMBERS["EXCEPTION"]
     exception: int = 0
     error_code: int = 0
 
@@ -64,7 +65,7 @@ class IoOut(Exit):
     instructions give more than one.
     """
 
-    reason: ClassVar[int] = 2
+    reason: ClassVar[int] = NUMBERS["IO"]
     port: int
     size: int
     data: bytes
@@ -85,7 +86,7 @@ class IoIn(Exit):
     """The guest reads a port nobody has claimed. ``cpu.answer(...)`` gives it ``size * count``
     bytes; without an answer it reads all ones."""
 
-    reason: ClassVar[int] = 2
+    reason: ClassVar[int] = NUMBERS["IO"]
     port: int
     size: int
     count: int = 1
@@ -95,7 +96,7 @@ class IoIn(Exit):
 class MmioWrite(Exit):
     """The guest wrote to a guest physical address without memory. 1 to 8 bytes."""
 
-    reason: ClassVar[int] = 6
+    reason: ClassVar[int] = NUMBERS["MMIO"]
     gpa: int
     data: bytes
 
@@ -122,7 +123,7 @@ class MmioWrite(Exit):
 class MmioRead(Exit):
     """The guest reads ``size`` bytes where there is no memory. See :meth:`VCPU.answer`."""
 
-    reason: ClassVar[int] = 6
+    reason: ClassVar[int] = NUMBERS["MMIO"]
     gpa: int
     size: int
 
@@ -135,7 +136,7 @@ class Debug(Exit):
     step the instruction that comes next or, where KVM emulated, the one that was stepped over.
     """
 
-    reason: ClassVar[int] = 4
+    reason: ClassVar[int] = NUMBERS["DEBUG"]
     exception: int
     pc: int
     dr6: int
@@ -144,7 +145,7 @@ class Debug(Exit):
     def _text(self, name: str) -> str:
         if name != "dr6":
             return Exit._text(self, name)
-        named = flags_text(self.dr6 & sum(1 << bit for bit in DR6_FLAGS), DR6_FLAGS)
+        named = flags_text(self.dr6 & sum(1 << bit for bit in DR6), DR6)
         return f"{self.dr6:#x}{named[named.find('[') :] if '[' in named else ''}"
 
     @property
@@ -183,21 +184,21 @@ class Debug(Exit):
 class Hlt(Exit):
     """The guest executed HLT. Never seen with an in-kernel LAPIC, where KVM itself waits."""
 
-    reason: ClassVar[int] = 5
+    reason: ClassVar[int] = NUMBERS["HLT"]
 
 
 @exit_value
 class IrqWindowOpen(Exit):
     """The guest can take an interrupt now (asked for with request_interrupt_window)."""
 
-    reason: ClassVar[int] = 7
+    reason: ClassVar[int] = NUMBERS["IRQ_WINDOW_OPEN"]
 
 
 @exit_value
 class Shutdown(Exit):
     """Triple fault. On AMD the registers may show the state after INIT, not the fault's."""
 
-    reason: ClassVar[int] = 8
+    reason: ClassVar[int] = NUMBERS["SHUTDOWN"]
     resumable: ClassVar[bool] = False
 
 
@@ -205,7 +206,7 @@ class Shutdown(Exit):
 class FailEntry(Exit):
     """The processor refused the guest state on VM entry."""
 
-    reason: ClassVar[int] = 9
+    reason: ClassVar[int] = NUMBERS["FAIL_ENTRY"]
     resumable: ClassVar[bool] = False
     hardware_entry_failure_reason: int
     cpu: int
@@ -215,14 +216,14 @@ class FailEntry(Exit):
 class Intr(Exit):
     """KVM_EXIT_INTR: a signal; usually seen as EINTR instead, and handled by the run loop."""
 
-    reason: ClassVar[int] = 10
+    reason: ClassVar[int] = NUMBERS["INTR"]
 
 
 @exit_value
 class SetTpr(Exit):
     """The guest lowered its task priority, CR8 (no in-kernel LAPIC): see :attr:`VCPU.cr8`."""
 
-    reason: ClassVar[int] = 11
+    reason: ClassVar[int] = NUMBERS["SET_TPR"]
 
 
 @exit_value
@@ -230,7 +231,7 @@ class TprAccess(Exit):
     """The guest touched the task priority register at ``rip``, and reporting is on
     (KVM_TPR_ACCESS_REPORTING)."""
 
-    reason: ClassVar[int] = 12
+    reason: ClassVar[int] = NUMBERS["TPR_ACCESS"]
     rip: int
     is_write: bool
 
@@ -239,14 +240,14 @@ class TprAccess(Exit):
 class Nmi(Exit):
     """KVM_EXIT_NMI."""
 
-    reason: ClassVar[int] = 16
+    reason: ClassVar[int] = NUMBERS["NMI"]
 
 
 @exit_value
 class InternalError(Exit):
     """KVM gave up on an instruction. ``data`` is as KVM gave it."""
 
-    reason: ClassVar[int] = 17
+    reason: ClassVar[int] = NUMBERS["INTERNAL_ERROR"]
     resumable: ClassVar[bool] = False
     suberror: int
     data: tuple[int, ...] = ()
@@ -302,7 +303,7 @@ class InternalError(Exit):
 class IoapicEoi(Exit):
     """The LAPIC got the end of a level-triggered interrupt: ``vector`` 0..255 (split irqchip)."""
 
-    reason: ClassVar[int] = 26
+    reason: ClassVar[int] = NUMBERS["IOAPIC_EOI"]
     vector: int
 
 
@@ -311,14 +312,14 @@ class DirtyRingFull(Exit):
     """The vCPU's dirty ring is full. ``cpu.dirty_ring.harvest()``, ``vm.reset_dirty_rings()``, and
     run again."""
 
-    reason: ClassVar[int] = 31
+    reason: ClassVar[int] = NUMBERS["DIRTY_RING_FULL"]
 
 
 @exit_value
 class ApResetHold(Exit):
     """An SEV-ES guest's vCPU waits for its INIT and SIPI (AP Reset Hold of the GHCB protocol)."""
 
-    reason: ClassVar[int] = 32
+    reason: ClassVar[int] = NUMBERS["AP_RESET_HOLD"]
 
 
 @exit_value
@@ -327,14 +328,14 @@ class BusLock(Exit):
     exit at the same moment :attr:`VCPU.bus_locked` tells it. On Intel after the instruction, on
     AMD before it."""
 
-    reason: ClassVar[int] = 33
+    reason: ClassVar[int] = NUMBERS["X86_BUS_LOCK"]
 
 
 @exit_value
 class Notify(Exit):
     """No event window opened for too long (KVM_CAP_X86_NOTIFY_VMEXIT)."""
 
-    reason: ClassVar[int] = 37
+    reason: ClassVar[int] = NUMBERS["NOTIFY"]
     flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"flags": {0: "CONTEXT_INVALID"}}
     flags: int
 
@@ -353,7 +354,7 @@ class MemoryFault(Exit):
     """An access that KVM cannot resolve: guest_memfd, memory attributes, or a hole in a slot.
     ``flags``: KVM_MEMORY_EXIT_FLAG_*."""
 
-    reason: ClassVar[int] = 39
+    reason: ClassVar[int] = NUMBERS["MEMORY_FAULT"]
     flag_names: ClassVar[Mapping[str, Mapping[int, str]]] = {"flags": {3: "PRIVATE"}}
     flags: int
     gpa: int

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
-from ..record import Record, value_text
+from ..record import Record
 from ..shim import lib
+from ..text import value_text
 from ..values import dataclass, names, replace
+from ..x86.bits import DELIVERY_MODES as DELIVERY_MODES
 
-#: Delivery modes by number, in the IOAPIC and in an MSI's data word.
-DELIVERY_MODES: Final = (
-    "fixed", "lowest-priority", "smi", "reserved-3", "nmi", "init", "reserved-6", "extint"
-)  # fmt: skip
 DEST_MODES: Final = ("physical", "logical")
 TRIGGERS: Final = ("edge", "level")
 POLARITIES: Final = ("high", "low")

@@ -1,15 +1,15 @@
 """CPU virtualization, live: experiments on real KVM that show what they saw and explain it.
 
 Each experiment is a module here, with a guest program of its own: ``run(pin=None)`` gives its
-result, a frozen dataclass of plain values that ``dataclasses.asdict`` makes JSON of;
-``show(result)`` gives what it says, as blocks of :mod:`kvmpy.report.blocks`.
+result, a frozen dataclass of plain values that ``dataclasses.asdict`` makes JSON of. What it says
+of a result is in a module of ``show/``: ``blocks(result)``, as :mod:`kvmpy.report.blocks` has them.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
-from typing import Any, Final, Protocol, cast
+from collections.abc import Iterator
+from typing import Any, Final
 
 from ..report.blocks import Block, Section
 
@@ -25,28 +25,52 @@ EXPERIMENTS: Final = {
 }
 
 
-class Experiment(Protocol):
-    """What a module of this package gives.
+class Experiment:
+    """An experiment, made by :func:`experiment`. Its modules are imported when they are used."""
 
-    ``run``: with the vCPU's thread pinned to pCPU ``pin``, if it is not None; raises
-    UnsupportedError when nothing of it can be had here. What of it a module or CPU cannot show is
-    in the result, with the reason. ``show``: the result, explained.
-    """
+    def __init__(self, name: str):
+        #: As in :data:`EXPERIMENTS`.
+        self.name = name
+        self._module = name.replace("-", "_")
 
-    def run(self, pin: int | None = None) -> Any: ...
+    @property
+    def title(self) -> str:
+        """What it shows.
 
-    def show(self, result: Any) -> Iterable[Block]: ...
+        >>> kvmpy.lab.experiment("vmx").title
+        'VT-x and AMD-V: what is offered, and a guest that turns it on'
+        """
+        return EXPERIMENTS[self.name]
+
+    def run(self, pin: int | None = None) -> Any:
+        """Run it, with the vCPU's thread pinned to pCPU ``pin`` unless that is None.
+
+        Raises UnsupportedError when nothing of it can be had here. What a module or CPU cannot
+        show is in the result, with the reason.
+
+        >>> kvmpy.lab.experiment("vmx").run().module[:3]
+        'kvm'
+        """
+        return importlib.import_module(f".{self._module}", __name__).run(pin)
+
+    def blocks(self, result: Any) -> Iterator[Block]:
+        """A result, explained: sentences, tables, pictures.
+
+        >>> rings = kvmpy.lab.experiment("rings")
+        >>> next(rings.blocks(rings.run()))[:9]
+        'A ring is'
+        """
+        yield from importlib.import_module(f".show.{self._module}", __name__).blocks(result)
 
 
 def experiment(name: str) -> Experiment:
-    """The module of an experiment. Raises KeyError for a name that is none.
+    """An experiment. Raises KeyError for an unknown name.
 
-    >>> kvmpy.lab.experiment("popek-goldberg").__name__
-    'kvmpy.lab.popek_goldberg'
+    >>> kvmpy.lab.experiment("popek-goldberg").title
+    'Sensitive instructions that do not trap'
     """
     EXPERIMENTS[name]
-    module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
-    return cast(Experiment, module)
+    return Experiment(name)
 
 
 def section(name: str, result: Any) -> Section:
@@ -55,4 +79,4 @@ def section(name: str, result: Any) -> Section:
     >>> kvmpy.lab.section("rings", kvmpy.lab.experiment("rings").run()).anchor
     'rings'
     """
-    return Section(EXPERIMENTS[name], tuple(experiment(name).show(result)), name)
+    return Section(EXPERIMENTS[name], tuple(experiment(name).blocks(result)), name)

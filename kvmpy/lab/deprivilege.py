@@ -23,7 +23,6 @@ from ..exits.explain import headline
 from ..exits.reasons import Hlt, IoIn, IoOut, IrqWindowOpen
 from ..guests import image
 from ..probe import verdict as backend
-from ..report.blocks import Block
 from ..vm import VM
 from ..x86.modes import Mode
 from .deprivilege_store import Store, stores
@@ -281,15 +280,3 @@ class _Kernel:
 
     def _peek(self, address: int) -> int:
         return int.from_bytes(self.vm.memory.read(address, 4), "little")
-
-
-def show(result: Result) -> Iterable[Block]:
-    """Who sits where, what each operation costs, what the kernel sees, and long mode.
-
-    >>> experiment = kvmpy.lab.experiment("deprivilege")
-    >>> [type(block).__name__ for block in experiment.show(experiment.run())][:2]
-    ['str', 'Picture']
-    """
-    from .show.deprivilege import blocks
-
-    return blocks(result)

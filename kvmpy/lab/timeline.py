@@ -13,7 +13,7 @@ Entries", "VM Exits"; APM vol. 2, "VMRUN Instruction", "#VMEXIT"; for OUT, which
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -25,7 +25,6 @@ from ..errors import UnsupportedError
 from ..exits.reasons import ExitLimit
 from ..guests import image
 from ..probe import verdict as backend
-from ..report.blocks import Block
 from ..vm import VM
 from ..x86 import descriptors as d
 from ..x86.modes import Mode
@@ -300,15 +299,3 @@ def _typical(steps: Sequence[Sequence[int]], medians: Sequence[float]) -> int:
         for turn in steps
     ]
     return away.index(min(away))
-
-
-def show(result: Result) -> Iterable[Block]:
-    """The turn as a sequence diagram and to scale, and what its steps say.
-
-    >>> timeline = kvmpy.lab.experiment("timeline")
-    >>> len(list(timeline.show(timeline.run()))) > 4
-    True
-    """
-    from .show import timeline as show_timeline
-
-    return show_timeline.blocks(result)

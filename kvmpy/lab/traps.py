@@ -14,7 +14,7 @@ Only)"; APM vol. 3, the instructions' pages.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -27,7 +27,6 @@ from ..errors import KvmIoctlError
 from ..exits.reasons import Exit, ExitLimit, GuestException, IoOut
 from ..host.cpu import identify
 from ..probe import verdict as backend
-from ..report.blocks import Block
 from ..x86 import descriptors as d, layout, paging, state as st
 
 PATHS: Final = ("int80", "sysenter", "syscall")
@@ -160,20 +159,6 @@ def run(pin: int | None = None) -> Result:
         trips=trips,
         sysret=hole,
     )
-
-
-def show(result: Result) -> Iterable[Block]:
-    """What each way saves and loads, where it works, and what SYSRET does.
-
-    >>> from kvmpy.lab import traps
-    >>> hole = traps.Sysret(0, 0, 0, False, failure="not tried")
-    >>> result = traps.Result("kvm_intel", "", None, "", "", False, True, (), hole)
-    >>> list(traps.show(result))[1]
-    'No call of these comes to ring 0 here, so there is nothing to read out.'
-    """
-    from .show import traps as show_traps
-
-    return show_traps.blocks(result)
 
 
 def _has_paging(pin: int | None) -> bool:

@@ -19,10 +19,10 @@ from ..guests import image
 from ..host.cpu import HostCpu, identify
 from ..kvm import KVM
 from ..probe import verdict as backend
-from ..report.blocks import Block
 from ..vm import VM
 from ..x86.modes import Mode
 from . import vmx_codes as codes, vmx_offer
+from .vmx_codes import Step as Step
 from .vmx_offer import Feature
 
 if TYPE_CHECKING:
@@ -35,32 +35,6 @@ _MOST_EXITS: Final = 1000  # to the host, in a step
 _UD, _GP = 6, 13
 _CF, _ZF = 1 << 0, 1 << 6
 _ON_L0: Final = ("exits", "irq_exits", "pf_taken", "nested_run")
-
-
-@dataclass(frozen=True)
-class Step:
-    """A thing that the guest has tried.
-
-    ``vector``: of the fault that came instead, None if none did; ``error_code`` is that fault's.
-    ``carry``, ``zero``: VT-x's flags for failure. ``first``, ``second``: words that the step tells:
-    after an entry the exit reason and qualification (or exit code and EXITINFO1); after a refused
-    one the VM-instruction error in ``second``.
-    ``exits``: from L1 and L2 to L0 for it, without page faults and interrupts of the host; None if
-    KVM does not count, or interprets ring 0. ``entries``: of L0 into L2.
-    ``outcome``: all that in words.
-    """
-
-    name: str
-    title: str
-    vector: int | None
-    error_code: int
-    carry: bool
-    zero: bool
-    first: int
-    second: int
-    exits: int | None
-    entries: int | None
-    outcome: str
 
 
 @dataclass(frozen=True)
@@ -243,15 +217,3 @@ def _statistics(cpu: VCPU) -> dict[str, int]:
     except UnsupportedError:
         return {}
     return {name: int(now[name]) for name in _ON_L0 if name in now}
-
-
-def show(result: Result) -> Iterable[Block]:
-    """What is offered, each step, and the way of an exit of L2.
-
-    >>> experiment = kvmpy.lab.experiment("vmx")
-    >>> [type(block).__name__ for block in experiment.show(experiment.run())][0]
-    'str'
-    """
-    from .show.vmx import blocks
-
-    return blocks(result)

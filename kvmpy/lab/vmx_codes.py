@@ -8,13 +8,38 @@ appendix "SVM Intercept Exit Codes".
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 from ..msrs.msrs import describe
 from ..x86.exceptions import ERROR_CODE_VECTORS, VECTORS
 
-if TYPE_CHECKING:
-    from .vmx import Step
+
+@dataclass(frozen=True)
+class Step:
+    """A thing that the guest has tried.
+
+    ``vector``: of the fault that came instead, None if none did; ``error_code`` is that fault's.
+    ``carry``, ``zero``: VT-x's flags for failure. ``first``, ``second``: words that the step tells:
+    after an entry the exit reason and qualification (or exit code and EXITINFO1); after a refused
+    one the VM-instruction error in ``second``.
+    ``exits``: from L1 and L2 to L0 for it, without page faults and interrupts of the host; None if
+    KVM does not count, or interprets ring 0. ``entries``: of L0 into L2.
+    ``outcome``: all that in words.
+    """
+
+    name: str
+    title: str
+    vector: int | None
+    error_code: int
+    carry: bool
+    zero: bool
+    first: int
+    second: int
+    exits: int | None
+    entries: int | None
+    outcome: str
+
 
 TITLES: Final = {
     # lab-vmx

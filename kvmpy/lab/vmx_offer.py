@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from ..errors import MsrError, UnsupportedError
 from ..host.cpu import HostCpu, cpuid
+from ..host.module import module_parameters
 from ..kvm import KVM
-from ..probe import verdict as backend
 
 #: SVM's leaf of CPUID.
 _SVM_LEAF: Final = 0x8000_000A
@@ -86,7 +86,7 @@ def collect(kvm: KVM, host: HostCpu, module: str) -> Offer:
     >>> all(feature.cpu in (True, False, None) for feature in offer.features)
     True
     """
-    parameters = backend.module_parameters(module)
+    parameters = module_parameters(module)
     if module == "kvm_intel" or host.extension == "VT-x":
         return _intel(kvm, parameters)
     if module == "kvm_amd" or host.extension == "AMD-V":

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Literal
 from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
 from ..console.terminal import Console
-from ..errors import ClosedError, StillRunningError
+from ..errors import ClosedError, KvmpyError, StillRunningError, UnsupportedError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
-from ..probe.verdict import kernel_trouble, module_name
+from ..host.module import kernel_trouble, module_name
 from ..run.thread import pause_all, resume_all
 from ..stats.run import RunStats
 from ..vm import VM
-from ..watch.publish import WatchMethods
+from ..watch.publish import Publication
 from ..x86.modes import Mode
 from .outcome import Outcome, judge
 from .pc import Pc, stand_in_for_firmware
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..host.topology import Pin
     from ..memory.guest import Backing
     from ..vcpu import VCPU
+    from ..watch.watch import Watch
 
 #: Seconds that the last output of a guest with a script may take on its way to it.
 _LAST_OUTPUT = 5.0
@@ -53,7 +54,7 @@ _APIC_ENABLE = 1 << 11  # of IA32_APIC_BASE
 _RNG_SEED = 32
 
 
-class Machine(WatchMethods):
+class Machine:
     """Loads ``kernel`` and runs it: :meth:`run` in the calling thread, or :meth:`start`,
     :attr:`console` and :meth:`wait` for a script beside it.
 
@@ -112,6 +113,8 @@ class Machine(WatchMethods):
         self._threads: VcpuThreads[Exit] | None = None
         self._closed = False
         self._outcome: Outcome | None = None
+        self._publication: Publication | None = None
+        self._unseen_because: Exception | None = None
         self._made_at, self._started_at = time.monotonic(), 0.0
         self._unclaimed: Counter[tuple[str, int]] = Counter()
         self._counting = threading.Lock()
@@ -481,6 +484,38 @@ class Machine(WatchMethods):
         return {name: at and at - self._made_at for name, at in moments.items()}
 
     # -- life
+
+    def _publish(self) -> None:
+        """A guest is not to fail because nobody can look at it: :meth:`watch` says why."""
+        if self._publication is None and self._unseen_because is None:
+            try:
+                self._publication = Publication(self.vm, self.cpus, self.name)
+            except (OSError, KvmpyError) as error:
+                self._unseen_because = error
+
+    def _unpublish(self) -> None:
+        publication, self._publication = self._publication, None
+        if publication is not None:
+            publication.close()
+
+    def watch(self) -> Watch:
+        """What the vCPUs do, sample by sample: a :class:`kvmpy.watch.Watch` of this machine alone.
+
+        Raises UnsupportedError, with the reason, when the machine could not be published.
+
+        >>> with kvmpy.Machine(kvmpy.asm("1: jmp 1b", 16), format="flat", memory="2M") as m:
+        ...     m.start()
+        ...     with m.watch() as watch:
+        ...         machine, = watch.sample().machines
+        ...         [vcpu.id for vcpu in machine.vcpus]
+        [0]
+        """
+        from ..watch.watch import Watch
+
+        self._publish()
+        if self._publication is None:
+            raise UnsupportedError(f"this machine cannot be watched: {self._unseen_because}")
+        return Watch(os.getpid(), socket=self._publication.socket)
 
     def close(self) -> None:
         """End the guest, then close console, VM, vCPU and memory. What ``serial`` and ``console``

@@ -85,7 +85,7 @@ def _whereabouts(vcpu: VCPU) -> str:
 
 def _pace(ring: int) -> str:
     """A reason for a guest not to be done yet."""
-    from ..probe.verdict import module_name
+    from ..host.module import module_name
 
     slow = ring == 0 and module_name() == "kvm_pvm"
     return ", where kvm_pvm emulates some 1.5 million instructions a second" if slow else ""

@@ -10,17 +10,15 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ClosedError, GuestMemoryError
 from ..shim import address_of
-from .mapping import TRANSPARENT_FROM, map_memory
+from .mapping import TRANSPARENT_FROM, Backing as Backing, map_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-
-Backing = Literal["anonymous", "memfd", "hugetlb"]
 
 PAGE_SIZE = 4096
 #: RAM does not reach into the last GiB below 4 GiB: LAPIC, IOAPIC, KVM's own pages and MMIO

@@ -5,14 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from ..shim import address_of
 
-if TYPE_CHECKING:
-    from .guest import Backing
-
-
+Backing = Literal["anonymous", "memfd", "hugetlb"]
 HUGE_PAGE_SIZE = 2 << 20
 #: Anonymous memory from this size on can have transparent huge pages. A kernel in it touches
 #: megabytes, which then cost a fault for each 2 MiB; a small guest touches a few pages, and to

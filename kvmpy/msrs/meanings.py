@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..x86.bits import EFER
+
 _FLAGS: dict[int, str] = {
     0x3A: "0 LOCK, 1 VMX_IN_SMX, 2 VMX, 17 SGX_LC, 18 SGX, 20 LMCE",
     0x48: "0 IBRS, 1 STIBP, 2 SSBD, 7 PSFD, 10 BHI_DIS_S",
@@ -22,8 +24,7 @@ _FLAGS: dict[int, str] = {
         15 RTM_DEBUG""",
     0x6A0: "0 SH_STK, 1 WR_SHSTK, 2 ENDBR, 3 LEG_IW, 4 NO_TRACK, 5 SUPPRESS_DIS, 10 SUPPRESS",
     0x6A2: "0 SH_STK, 1 WR_SHSTK, 2 ENDBR, 3 LEG_IW, 4 NO_TRACK, 5 SUPPRESS_DIS, 10 SUPPRESS",
-    0xC000_0080: """0 SCE, 8 LME, 10 LMA, 11 NXE, 12 SVME, 13 LMSLE, 14 FFXSR, 15 TCE,
-        17 MCOMMIT, 18 INTWB, 20 UAIE, 21 AUTOIBRS""",
+    0xC000_0080: ", ".join(f"{bit} {name}" for bit, name in EFER.items()),
     0xC001_0010: """18 MTRR_FIX_DRAM, 19 MTRR_FIX_DRAM_MOD, 20 MTRR_VAR_DRAM, 21 TOM2,
         22 TOM2_FORCE_WB, 23 MEM_ENCRYPT, 24 SNP, 25 VMPL""",
     0xC001_0015: """0 SMMLOCK, 3 TLB_CACHE_DIS, 4 INVD_WBINVD, 8 IGNNE_EM, 9 MON_MWAIT_DIS,

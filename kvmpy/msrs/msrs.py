@@ -7,15 +7,13 @@ values mean: :func:`describe`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import ioctls
 from ..errors import ClosedError, MsrError, UnsupportedError
-from ..shim import ffi
-
-if TYPE_CHECKING:
-    from ..kvm import KVM
-
+from ..fd import Descriptor
+from ..ioctls.growing import read_table
+from ..shim import ffi, lib
 
 #: KVM takes fewer than MAX_IO_MSRS = 256 entries at once.
 CHUNK = 255
@@ -174,7 +172,7 @@ class FeatureMsrs(_Reader):
 
     __slots__ = ("_kvm",)
 
-    def __init__(self, kvm: KVM):
+    def __init__(self, kvm: KvmMsrs):
         self._kvm = kvm
 
     def __iter__(self) -> Iterator[int]:
@@ -190,13 +188,14 @@ class FeatureMsrs(_Reader):
         return tuple(name_of(index) for index in self)
 
     def _fd(self) -> int:
-        if not self._kvm.check_extension("KVM_CAP_GET_MSR_FEATURES"):
+        fd = self._kvm.fileno()
+        if not ioctls.KVM_CHECK_EXTENSION(fd, lib.KVM_CAP_GET_MSR_FEATURES):
             raise UnsupportedError(
                 "this KVM has no feature MSRs to read: KVM_CAP_GET_MSR_FEATURES is missing "
                 "(Linux 4.17 and later have it)",
                 "KVM_CAP_GET_MSR_FEATURES",
             )
-        return self._kvm.fileno()
+        return fd
 
     def __repr__(self) -> str:
         try:
@@ -212,3 +211,40 @@ def _table(items: list[tuple[int, int]]) -> Any:
     for entry, (index, value) in zip(table.entries, items, strict=True):
         entry.index, entry.data = index, value
     return table
+
+
+def _indices(ioctl: ioctls.Ioctl, fd: int) -> tuple[int, ...]:
+    table = read_table(ioctl, fd)
+    return tuple(table.indices[i] for i in range(table.nmsrs))
+
+
+class KvmMsrs(Descriptor):
+    """MSRs on /dev/kvm."""
+
+    def msr_indices(self) -> tuple[int, ...]:
+        """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here.
+
+        >>> 0x10 in kvm.msr_indices()
+        True
+        """
+        return _indices(ioctls.KVM_GET_MSR_INDEX_LIST, self.fileno())
+
+    def feature_msr_indices(self) -> tuple[int, ...]:
+        """KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe what the host can virtualize.
+
+        >>> isinstance(kvm.feature_msr_indices(), tuple)
+        True
+        """
+        return _indices(ioctls.KVM_GET_MSR_FEATURE_INDEX_LIST, self.fileno())
+
+    @property
+    def feature_msrs(self) -> FeatureMsrs:
+        """Feature MSRs by number or name: what this host's KVM can virtualize, read only
+        (KVM API, "4.18 KVM_GET_MSRS", on the system descriptor).
+
+        Reading raises UnsupportedError if KVM_CAP_GET_MSR_FEATURES is missing.
+
+        >>> "BIOS_SIGN_ID" in kvm.feature_msrs.names()
+        True
+        """
+        return FeatureMsrs(self)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..host import cpu, topology
+from ..host.module import module_name, module_parameters
 from ..kvm import API_VERSION, KVM
 from ..x86.modes import Mode
 from . import capabilities, modes, verdict as backend
@@ -31,8 +32,8 @@ def collect() -> dict[str, Any]:
 
     Raises a KvmUnavailableError when there is no usable KVM.
     """
-    module = backend.module_name()
-    parameters = backend.module_parameters(module)
+    module = module_name()
+    parameters = module_parameters(module)
     host = cpu.identify()
     with KVM() as kvm:
         found = list(capabilities.read(kvm))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..host import cpu, topology
+from ..host.module import module_name
 from . import verdict as backend
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class System:
 
     def module(self) -> str:
         """The KVM vendor module."""
-        return backend.module_name()
+        return module_name()
 
     def text(self, path: str) -> str | None:
         """A file's contents, None if it cannot be read."""

@@ -29,34 +29,35 @@ def _xen(words: _Words) -> Exit:
     return exits.Xen(number, tuple(words[4:10]), bool(longmode), cpl)
 
 
-# The words are shim_decode()'s, after the reason.
-_DECODERS: dict[int, Callable[[_Words], Exit]] = {
-    0: lambda w: exits.Unknown(w[0]),
-    1: lambda w: exits.Exception_(w[0], w[1]),
-    3: lambda w: exits.Hypercall(w[0], tuple(w[1:7]), bool(w[7])),
-    4: lambda w: exits.Debug(w[0], w[1], w[2], w[3]),
-    5: lambda w: exits.Hlt(),
-    7: lambda w: exits.IrqWindowOpen(),
-    8: lambda w: exits.Shutdown(),
-    9: lambda w: exits.FailEntry(w[0], w[1]),
-    10: lambda w: exits.Intr(),
-    11: lambda w: exits.SetTpr(),
-    12: lambda w: exits.TprAccess(w[0], bool(w[1])),
-    16: lambda w: exits.Nmi(),
-    17: lambda w: exits.InternalError(w[0], tuple(w[1:])),
-    24: lambda w: exits.SystemEvent(w[0], tuple(w[1:])),
-    26: lambda w: exits.IoapicEoi(w[0]),
-    27: _hyperv,
-    29: lambda w: exits.Rdmsr(w[0], w[2]),
-    30: lambda w: exits.Wrmsr(w[0], w[1], w[2]),
-    31: lambda w: exits.DirtyRingFull(),
-    32: lambda w: exits.ApResetHold(),
-    33: lambda w: exits.BusLock(),
-    34: _xen,
-    37: lambda w: exits.Notify(w[0]),
-    39: lambda w: exits.MemoryFault(w[0], w[1], w[2]),
-    40: lambda w: exits.Tdx(w[0], w[1], w[2], tuple(w[3:8])),
-}
+#: Of the kinds with one class each, what makes it of shim_decode()'s words after the reason.
+_MAKERS: tuple[tuple[type[Exit], Callable[[_Words], Exit]], ...] = (
+    (exits.Unknown, lambda w: exits.Unknown(w[0])),
+    (exits.Exception_, lambda w: exits.Exception_(w[0], w[1])),
+    (exits.Hypercall, lambda w: exits.Hypercall(w[0], tuple(w[1:7]), bool(w[7]))),
+    (exits.Debug, lambda w: exits.Debug(w[0], w[1], w[2], w[3])),
+    (exits.Hlt, lambda w: exits.Hlt()),
+    (exits.IrqWindowOpen, lambda w: exits.IrqWindowOpen()),
+    (exits.Shutdown, lambda w: exits.Shutdown()),
+    (exits.FailEntry, lambda w: exits.FailEntry(w[0], w[1])),
+    (exits.Intr, lambda w: exits.Intr()),
+    (exits.SetTpr, lambda w: exits.SetTpr()),
+    (exits.TprAccess, lambda w: exits.TprAccess(w[0], bool(w[1]))),
+    (exits.Nmi, lambda w: exits.Nmi()),
+    (exits.InternalError, lambda w: exits.InternalError(w[0], tuple(w[1:]))),
+    (exits.SystemEvent, lambda w: exits.SystemEvent(w[0], tuple(w[1:]))),
+    (exits.IoapicEoi, lambda w: exits.IoapicEoi(w[0])),
+    (exits.Hyperv, _hyperv),
+    (exits.Rdmsr, lambda w: exits.Rdmsr(w[0], w[2])),
+    (exits.Wrmsr, lambda w: exits.Wrmsr(w[0], w[1], w[2])),
+    (exits.DirtyRingFull, lambda w: exits.DirtyRingFull()),
+    (exits.ApResetHold, lambda w: exits.ApResetHold()),
+    (exits.BusLock, lambda w: exits.BusLock()),
+    (exits.Xen, _xen),
+    (exits.Notify, lambda w: exits.Notify(w[0])),
+    (exits.MemoryFault, lambda w: exits.MemoryFault(w[0], w[1], w[2])),
+    (exits.Tdx, lambda w: exits.Tdx(w[0], w[1], w[2], tuple(w[3:8]))),
+)
+_DECODERS = {kind.reason: make for kind, make in _MAKERS}
 
 
 def decode(words: _Words, run_page: memoryview) -> Exit:
@@ -68,12 +69,12 @@ def decode(words: _Words, run_page: memoryview) -> Exit:
     MmioRead(gpa=0xd0000000, size=4)
     """
     reason, rest = words[0], words[1:]
-    if reason == 2:
+    if reason == exits.IoOut.reason:
         is_write, port, size, count, offset = rest
         if not is_write:
             return exits.IoIn(port, size, count)
         return exits.IoOut(port, size, bytes(run_page[offset : offset + size * count]), count)
-    if reason == 6:
+    if reason == exits.MmioWrite.reason:
         is_write, gpa, size, data = rest
         if not is_write:
             return exits.MmioRead(gpa, size)

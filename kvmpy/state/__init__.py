@@ -10,7 +10,8 @@ host: HostIdentity
 interrupts: ExceptionEvent InterruptEvent LAPIC_REGISTERS Lapic MpState NmiEvent SmiEvent
 interrupts: TripleFaultEvent VcpuEvents
 nested: NestedState SvmHeader VmxHeader
-registers: Breakpoint DebugRegs DescriptorTable Fpu Regs Segment Sregs Sregs2 Xcr Xcrs
+registers: Breakpoint DebugRegs Fpu Regs Xcr Xcrs
+special: DescriptorTable Segment Sregs Sregs2
 vcpu: VcpuState
 xsave: Component Xsave host_layout layout_of request_guest_permission
 """

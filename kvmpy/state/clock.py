@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from .. import ioctls
 from ..errors import UnsupportedError
-from ..record import Record, flags_text
+from ..record import Record
 from ..shim import ffi, lib
+from ..text import flags_text
 from ..values import dataclass
 from ..vm_fd import VmFd
 

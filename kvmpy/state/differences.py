@@ -8,7 +8,8 @@ from typing import Any
 
 from ..cpuid.cpuid import Cpuid
 from ..msrs.msrs import name_of
-from ..record import Record, differences, value_text
+from ..record import Record, differences
+from ..text import value_text
 from .live import Registers, SpecialRegisters
 
 

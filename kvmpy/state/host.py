@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..cpuid.cpuid import Cpuid
 from ..shim import ffi, lib
+from ..x86.bits import family_and_model
 from .differences import Difference
 
 _IDENTITY: Final = struct.Struct("<16s12sI")
@@ -33,7 +34,7 @@ class HostIdentity:
         >>> kvmpy.state.HostIdentity.here().vendor in ("AuthenticAMD", "GenuineIntel")
         True
         """
-        from ..probe.verdict import module_name
+        from ..host.module import module_name
 
         registers = ffi.new("uint32_t[4]")
         lib.shim_cpuid(0, 0, registers)
@@ -48,11 +49,7 @@ class HostIdentity:
         >>> kvmpy.state.HostIdentity("kvm_intel", "GenuineIntel", 0x306C3).model
         'family 0x6 model 0x3c'
         """
-        family, model = self.signature >> 8 & 15, self.signature >> 4 & 15
-        if family in (6, 15):
-            model |= self.signature >> 12 & 0xF0
-        if family == 15:
-            family += self.signature >> 20 & 0xFF
+        family, model = family_and_model(self.signature)
         return f"family {family:#x} model {model:#x}"
 
     def to_bytes(self) -> bytes:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import enum
 from typing import ClassVar, Final
 
-from ..record import Record, flags_text
+from ..record import Record
 from ..shim import lib
+from ..text import flags_text
 from ..values import dataclass, replace
+from ..x86.bits import DELIVERY_MODES, VECTORS
 
 
 class MpState(enum.IntEnum):
@@ -27,12 +29,8 @@ class MpState(enum.IntEnum):
     AP_RESET_HOLD = lib.KVM_MP_STATE_AP_RESET_HOLD
 
 
-#: Exceptions by vector (SDM vol. 3, "Protected-Mode Exceptions and Interrupts").
-EXCEPTIONS: Final = {
-    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF",
-    10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC",
-    19: "#XM", 20: "#VE", 21: "#CP",
-}  # fmt: skip
+def _vector(number: int) -> str:
+    return VECTORS[number][0] if number in VECTORS else f"vector {number}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +49,7 @@ class ExceptionEvent(Record):
             return "none"
         state = "injected" if self.injected else "pending"
         code = f" error code {self.error_code:#x}" if self.has_error_code else ""
-        return f"{EXCEPTIONS.get(self.nr, f'vector {self.nr}')} {state}{code}"
+        return f"{_vector(self.nr)} {state}{code}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,7 +158,6 @@ LAPIC_REGISTERS: Final = {
     "timer_divide": 0x3E0,
 }  # fmt: skip
 _TIMER_MODES: Final = ("one-shot", "periodic", "TSC-deadline", "reserved mode")
-_DELIVERY: Final = ("fixed", "lowest", "SMI", "reserved", "NMI", "INIT", "SIPI", "ExtINT")
 
 
 @dataclass(frozen=True, repr=False)
@@ -257,7 +254,7 @@ class Lapic(Record):
         'vector 0x20 periodic'
         """
         value = self[f"lvt_{name}"]
-        kind = _TIMER_MODES[value >> 17 & 3] if name == "timer" else _DELIVERY[value >> 8 & 7]
+        kind = _TIMER_MODES[value >> 17 & 3] if name == "timer" else DELIVERY_MODES[value >> 8 & 7]
         return f"vector {value & 0xFF:#x} {kind}{' masked' if value >> 16 & 1 else ''}"
 
     def __repr__(self) -> str:

@@ -14,37 +14,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import ioctls
 from ..errors import ClosedError, KvmIoctlError
-from ..record import flags_text
 from ..shim import ffi, lib
-
-GENERAL = (
-    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
-    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags"),
+from ..x86.bits import (
+    GENERAL,
+    SEGMENTS,
+    general_text,
+    segment_kind,
+    segment_text,
+    special_text,
+    table_text,
 )
+
 _ALL_GENERAL = struct.Struct("=18Q")
 _unpack_general = _ALL_GENERAL.unpack
-
-#: RFLAGS bits by name, in the order they are printed.
-RFLAGS = {
-    "CF": 0, "PF": 2, "AF": 4, "ZF": 6, "SF": 7, "TF": 8, "IF": 9, "DF": 10, "OF": 11, "NT": 14,
-    "RF": 16, "VM": 17, "AC": 18, "VIF": 19, "VIP": 20, "ID": 21,
-}  # fmt: skip
-
-#: Bits of CR0, CR4 and EFER by name (SDM vol. 3, "Control Registers"; APM vol. 2, "EFER").
-CR0 = {
-    0: "PE", 1: "MP", 2: "EM", 3: "TS", 4: "ET", 5: "NE", 16: "WP", 18: "AM", 29: "NW", 30: "CD",
-    31: "PG",
-}  # fmt: skip
-CR4 = {
-    0: "VME", 1: "PVI", 2: "TSD", 3: "DE", 4: "PSE", 5: "PAE", 6: "MCE", 7: "PGE", 8: "PCE",
-    9: "OSFXSR", 10: "OSXMMEXCPT", 11: "UMIP", 12: "LA57", 13: "VMXE", 14: "SMXE", 16: "FSGSBASE",
-    17: "PCIDE", 18: "OSXSAVE", 19: "KL", 20: "SMEP", 21: "SMAP", 22: "PKE", 23: "CET", 24: "PKS",
-    25: "UINTR", 28: "LAM_SUP",
-}  # fmt: skip
-EFER = {
-    0: "SCE", 8: "LME", 10: "LMA", 11: "NXE", 12: "SVME", 13: "LMSLE", 14: "FFXSR", 15: "TCE",
-    18: "INTWB", 20: "UAIE", 21: "AIBRSE",
-}  # fmt: skip
 
 
 class _Page:
@@ -83,7 +65,8 @@ def _does_not_fit(name: str, value: object, bits: int) -> Exception:
 
 
 if TYPE_CHECKING:
-    from .registers import Regs, Sregs
+    from .registers import Regs
+    from .special import Sregs
 
     class _Field:
         """How a type checker sees the properties below: integers to be read and written."""
@@ -152,7 +135,7 @@ class Registers(_Page):
     rflags = _word(17, "rflags")
 
     def values(self) -> tuple[int, ...]:
-        """All eighteen, in the order of ``kvmpy.state.live.GENERAL``.
+        """All eighteen, in the order of ``kvmpy.x86.bits.GENERAL``.
 
         >>> len(cpu.regs.values())
         18
@@ -197,21 +180,6 @@ class Registers(_Page):
         return general_text(self.as_dict())
 
 
-def general_text(values: Mapping[str, int]) -> str:
-    """The general registers, RIP and RFLAGS as lines of text.
-
-    >>> print(kvmpy.state.live.general_text(cpu.regs.as_dict()))
-    rax 0000000000000000 ...
-    """
-    flags = " ".join(name for name, bit in RFLAGS.items() if values["rflags"] >> bit & 1)
-    lines = []
-    for row in (GENERAL[0:4], GENERAL[4:8], GENERAL[8:12], GENERAL[12:16]):
-        lines.append("  ".join(f"{name:>3} {values[name]:016x}" for name in row))
-    iopl = values["rflags"] >> 12 & 3
-    lines.append(f"rip {values['rip']:016x}  rflags {values['rflags']:08x} [{flags}] iopl {iopl}")
-    return "\n".join(lines)
-
-
 # The order of x86 in struct kvm_regs is asked of the compiler once, not trusted.
 _OFFSETS = {name: ffi.offsetof("struct kvm_regs", name) for name in GENERAL}
 if [_OFFSETS[name] for name in GENERAL] != [8 * i for i in range(18)]:  # pragma: no cover
@@ -254,29 +222,6 @@ def _field(struct_name: str, name: str, size: int, doc: str = "") -> _Field:
     return cast("_Field", property(get, put, doc=f"{text}\n\n{example}"))
 
 
-_CODE_TYPES = ("execute", "execute/read", "execute, conforming", "execute/read, conforming")
-_DATA_TYPES = ("read", "read/write", "read, expand-down", "read/write, expand-down")
-_SYSTEM_TYPES = {
-    1: "TSS16", 2: "LDT", 3: "TSS16 busy", 9: "TSS", 11: "TSS busy",
-}  # fmt: skip
-
-
-def segment_kind(segment: Any) -> str:
-    """The type in words, of anything with the fields of struct kvm_segment.
-
-    >>> kvmpy.state.live.segment_kind(cpu.sregs.ldt)
-    'LDT'
-    """
-    if segment.unusable or not segment.present:
-        return "unusable"
-    if not segment.s:
-        return _SYSTEM_TYPES.get(segment.type, f"system type {segment.type}")
-    if segment.type & 8:
-        width = "64" if segment.l else "32" if segment.db else "16"
-        return f"code{width} {_CODE_TYPES[segment.type >> 1 & 3]}"
-    return f"data {_DATA_TYPES[segment.type >> 1 & 3]}"
-
-
 class SegmentView:
     """One segment register with its hidden descriptor cache (struct kvm_segment), live."""
 
@@ -315,7 +260,7 @@ class SegmentView:
         return segment_kind(self)
 
     def __repr__(self) -> str:
-        return _segment_text(self._name, self)
+        return f"{self._name} {segment_text(self)}"
 
 
 class TableView:
@@ -331,10 +276,7 @@ class TableView:
     limit = _field("struct kvm_dtable", "limit", 2)
 
     def __repr__(self) -> str:
-        return _table_text(self._name, self)
-
-
-SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+        return f"{self._name} {table_text(self)}"
 
 
 def _part(name: str, kind: type[SegmentView] | type[TableView]) -> Any:
@@ -391,7 +333,7 @@ class SpecialRegisters(_Page):
         >>> cpu.sregs.copy().cr0 == cpu.sregs.cr0
         True
         """
-        from .registers import Sregs
+        from .special import Sregs
 
         if not self._fresh:
             self._refresh()
@@ -401,32 +343,3 @@ class SpecialRegisters(_Page):
 
     def __repr__(self) -> str:
         return special_text(self)
-
-
-def _segment_text(name: str, segment: Any) -> str:
-    return (
-        f"{name} {segment.selector:04x} base {segment.base:016x} limit {segment.limit:08x} "
-        f"dpl {segment.dpl} {segment_kind(segment)}"
-    )
-
-
-def _table_text(name: str, table: Any) -> str:
-    return f"{name} base {table.base:016x} limit {table.limit:04x}"
-
-
-def special_text(sregs: Any) -> str:
-    """Segments, tables and control registers as lines of text, of anything with the fields of
-    struct kvm_sregs.
-
-    >>> print(kvmpy.state.live.special_text(cpu.sregs))
-    cs f000 base 00000000ffff0000 ...
-    """
-    lines = [_segment_text(name, getattr(sregs, name)) for name in SEGMENTS]
-    lines += [_table_text(name, getattr(sregs, name)) for name in ("gdt", "idt")]
-    lines.append(
-        f"cr0 {sregs.cr0:08x} cr2 {sregs.cr2:016x} cr3 {sregs.cr3:016x} cr4 {sregs.cr4:08x} "
-        f"cr8 {sregs.cr8:x} efer {sregs.efer:04x}"
-    )
-    flags = (("cr0", sregs.cr0, CR0), ("cr4", sregs.cr4, CR4), ("efer", sregs.efer, EFER))
-    lines.append("  ".join(f"{name} {flags_text(value, bits)}" for name, value, bits in flags))
-    return "\n".join(lines)

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..record import flags_text
 from ..shim import ffi
+from ..text import flags_text
 from ..values import dataclass
 
 _C: Final = "struct kvm_nested_state *"

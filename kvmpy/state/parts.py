@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..record import Record
     from .interrupts import Lapic, VcpuEvents
     from .nested import NestedState
-    from .registers import DebugRegs, Fpu, Sregs2, Xcrs
+    from .registers import DebugRegs, Fpu, Xcrs
+    from .special import Sregs2
     from .xsave import Xsave
 
 
@@ -107,7 +108,7 @@ class VcpuParts(VcpuCpuid):
         >>> cpu.sregs2.cr0 == cpu.sregs.cr0
         True
         """
-        from .registers import Sregs2
+        from .special import Sregs2
 
         return self._record(Sregs2, ioctls.KVM_GET_SREGS2)
 

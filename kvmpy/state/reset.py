@@ -9,7 +9,8 @@ from typing import Final
 
 from .interrupts import LAPIC_REGISTERS, Lapic, MpState, VcpuEvents
 from .nested import HEADER_SIZE, NestedState
-from .registers import DebugRegs, DescriptorTable, Regs, Segment, Sregs2, Xcrs
+from .registers import DebugRegs, Regs, Xcrs
+from .special import DescriptorTable, Segment, Sregs2
 from .vcpu import VcpuState
 from .xsave import Xsave
 

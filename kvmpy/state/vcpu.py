@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .host import HostIdentity
     from .interrupts import Lapic, VcpuEvents
     from .nested import NestedState
-    from .registers import DebugRegs, Regs, Sregs2, Xcrs
+    from .registers import DebugRegs, Regs, Xcrs
+    from .special import Sregs2
     from .xsave import Xsave
 
 FORMAT: Final = "kvmpy vCPU state"

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UnsupportedError
-from ..record import flags_text
 from ..shim import ffi, lib
+from ..text import flags_text
 from ..values import dataclass
 
 if TYPE_CHECKING:

@@ -15,13 +15,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .. import ioctls
-from ..errors import KvmpyError, UnsupportedError
+from ..errors import UnsupportedError
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
     from ..vm import VM
-    from .watch import Watch
 
 
 #: Before a machine's process id and a number of its own in the name of its socket.
@@ -121,47 +120,3 @@ def _hand_out(socket: str, message: bytes, fds: Sequence[int]) -> Any:
     if error:
         raise OSError(-error, os.strerror(-error), f"the socket @{socket}")
     return result[0]
-
-
-class WatchMethods:
-    """The part of a Machine that is seen by others."""
-
-    _publication: Publication | None = None
-    _unseen_because: Exception | None = None
-
-    if TYPE_CHECKING:
-        vm: VM
-        cpus: tuple[VCPU, ...]
-        name: str
-
-    def _publish(self) -> None:
-        """A guest is not to fail because nobody can look at it: :meth:`watch` says why."""
-        if self._publication is None and self._unseen_because is None:
-            try:
-                self._publication = Publication(self.vm, self.cpus, self.name)
-            except (OSError, KvmpyError) as error:
-                self._unseen_because = error
-
-    def _unpublish(self) -> None:
-        publication, self._publication = self._publication, None
-        if publication is not None:
-            publication.close()
-
-    def watch(self) -> Watch:
-        """What the vCPUs do, sample by sample: a :class:`kvmpy.watch.Watch` of this machine alone.
-
-        Raises UnsupportedError, with the reason, when the machine could not be published.
-
-        >>> with kvmpy.Machine(kvmpy.asm("1: jmp 1b", 16), format="flat", memory="2M") as m:
-        ...     m.start()
-        ...     with m.watch() as watch:
-        ...         machine, = watch.sample().machines
-        ...         [vcpu.id for vcpu in machine.vcpus]
-        [0]
-        """
-        from .watch import Watch
-
-        self._publish()
-        if self._publication is None:
-            raise UnsupportedError(f"this machine cannot be watched: {self._unseen_because}")
-        return Watch(os.getpid(), socket=self._publication.socket)

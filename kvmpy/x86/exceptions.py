@@ -12,37 +12,12 @@ from typing import Final, Protocol
 
 from ..values import dataclass
 from . import layout
+from .bits import VECTORS as VECTORS
 from .layout import MemoryLike
 from .state import CR0_PE, EFER_LMA, StubTable
 from .walk import Paging, walk
 
 # vector: mnemonic, name
-VECTORS: Final[dict[int, tuple[str, str]]] = {
-    0: ("#DE", "divide error"),
-    1: ("#DB", "debug exception"),
-    2: ("NMI", "non-maskable interrupt"),
-    3: ("#BP", "breakpoint"),
-    4: ("#OF", "overflow"),
-    5: ("#BR", "BOUND range exceeded"),
-    6: ("#UD", "invalid opcode"),
-    7: ("#NM", "device not available"),
-    8: ("#DF", "double fault"),
-    9: ("#CSO", "coprocessor segment overrun"),
-    10: ("#TS", "invalid TSS"),
-    11: ("#NP", "segment not present"),
-    12: ("#SS", "stack-segment fault"),
-    13: ("#GP", "general protection"),
-    14: ("#PF", "page fault"),
-    16: ("#MF", "x87 floating-point error"),
-    17: ("#AC", "alignment check"),
-    18: ("#MC", "machine check"),
-    19: ("#XM", "SIMD floating-point exception"),
-    20: ("#VE", "virtualization exception"),
-    21: ("#CP", "control protection"),
-    28: ("#HV", "hypervisor injection"),
-    29: ("#VC", "VMM communication"),
-    30: ("#SX", "security exception"),
-}
 ERROR_CODE_VECTORS: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 _SELECTOR_VECTORS: Final = frozenset({10, 11, 12, 13})
 _PAGE_FAULT: Final = 14
@@ -66,7 +41,7 @@ class SegmentLike(Protocol):
 
 
 class SpecialRegistersLike(Protocol):
-    """What is used of the special registers; `kvmpy.x86.state.SpecialRegisters` fits."""
+    """What is used of the special registers; ``kvmpy.state.Sregs`` fits."""
 
     @property
     def cs(self) -> SegmentLike: ...

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final, Literal
 
+from ..state.special import DescriptorTable, Sregs
 from . import descriptors as d, layout, paging, state as st
+from .bits import GENERAL
 from .layout import MemoryLike, SupervisorArea
-from .state import CpuState, DescriptorTable, Segment, SpecialRegisters, StubTable
+from .state import CpuState, StubTable
 
 
 class Mode(enum.Enum):
@@ -136,7 +138,7 @@ _TARGETS: Final = ("syscall", "syscall32", "sysenter")
 def _general_registers(mode: Mode, regs: Mapping[str, int]) -> dict[str, int]:
     """All registers of the mode, zero unless given; names with `e` are accepted as well."""
     width = 64 if mode is Mode.LONG_64 else 32
-    result = dict.fromkeys((*st.GENERAL_REGISTERS, "rip", "rflags"), 0)
+    result = dict.fromkeys(GENERAL, 0)
     for name, value in regs.items():
         full = "r" + name[1:] if name.startswith("e") else name
         if full in ("rip", "rsp"):
@@ -214,9 +216,9 @@ def _prepare_real(
         raise ValueError(f"rsp is {rsp:#x}, it must fit in 16 bits in real mode")
     registers.update(rip=ip, rsp=rsp)
     write_real_mode_stubs(memory, handlers)
-    data = Segment.real(0)
-    sregs = SpecialRegisters(
-        cs=Segment.real(cs, d.CODE_XR),
+    data = st.real_segment(0)
+    sregs = Sregs(
+        cs=st.real_segment(cs, d.CODE_XR),
         ds=data,
         es=data,
         fs=data,
@@ -298,12 +300,12 @@ def _encode_gate(gate: d.Gate, long: bool) -> bytes:
 
 def _special_registers(
     memory: MemoryLike, mode: Mode, area: SupervisorArea, ring: int, tss_limit: int
-) -> SpecialRegisters:
+) -> Sregs:
     long = mode is Mode.LONG_64
     code, data = d.ring_selectors(ring, long=long)
     gdt = d.gdt_entries(long=long)
-    cs = Segment.load(code, gdt[code & ~3])
-    ss = Segment.load(data, gdt[data & ~3])
+    cs = st.loaded_segment(code, gdt[code & ~3])
+    ss = st.loaded_segment(data, gdt[data & ~3])
     cr0, cr3, cr4, efer = _CR0_PROTECTED, 0, _CR4_FPU, st.EFER_SCE
     if mode is Mode.PAGED_32:
         cr0, cr4 = cr0 | st.CR0_PG | st.CR0_WP, cr4 | st.CR4_PSE
@@ -311,7 +313,7 @@ def _special_registers(
     elif long:
         cr0, cr4, efer = cr0 | st.CR0_PG | st.CR0_WP, cr4 | st.CR4_PAE, _EFER_LONG
         cr3 = paging.build_long(memory, area, layout.page_directories(memory))
-    return SpecialRegisters(
+    return Sregs(
         cs=cs,
         ds=ss,
         es=ss,

@@ -9,24 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from ..state.special import Segment, Sregs
 from ..values import dataclass
+from .bits import CR0, CR4, EFER, mask
 from .descriptors import DATA_RW, LDT, TSS_BUSY, Descriptor
 
 # --- CR0, CR4, EFER, RFLAGS ---------------------------------------------------------------------
-CR0_PE: Final = 1 << 0
-CR0_MP: Final = 1 << 1
-CR0_ET: Final = 1 << 4
-CR0_NE: Final = 1 << 5  # x87 errors as #MF; VMX demands it
-CR0_WP: Final = 1 << 16
-CR0_PG: Final = 1 << 31
-CR4_PSE: Final = 1 << 4
-CR4_PAE: Final = 1 << 5
-CR4_OSFXSR: Final = 1 << 9
-CR4_OSXMMEXCPT: Final = 1 << 10
-EFER_SCE: Final = 1 << 0
-EFER_LME: Final = 1 << 8
-EFER_LMA: Final = 1 << 10
-EFER_NXE: Final = 1 << 11
+CR0_PE: Final = mask(CR0, "PE")
+CR0_MP: Final = mask(CR0, "MP")
+CR0_ET: Final = mask(CR0, "ET")
+CR0_NE: Final = mask(CR0, "NE")  # x87 errors as #MF; VMX demands it
+CR0_WP: Final = mask(CR0, "WP")
+CR0_PG: Final = mask(CR0, "PG")
+CR4_PSE: Final = mask(CR4, "PSE")
+CR4_PAE: Final = mask(CR4, "PAE")
+CR4_OSFXSR: Final = mask(CR4, "OSFXSR")
+CR4_OSXMMEXCPT: Final = mask(CR4, "OSXMMEXCPT")
+EFER_SCE: Final = mask(EFER, "SCE")
+EFER_LME: Final = mask(EFER, "LME")
+EFER_LMA: Final = mask(EFER, "LMA")
+EFER_NXE: Final = mask(EFER, "NXE")
 RFLAGS_FIXED: Final = 1 << 1  # reads as one on every x86
 RFLAGS_IOPL_SHIFT: Final = 12
 
@@ -50,63 +52,40 @@ SFMASK_VALUE: Final = 0x47700
 FCW_RESET: Final = 0x37F
 MXCSR_RESET: Final = 0x1F80
 
-GENERAL_REGISTERS: Final = (
-    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
-    *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
-)
+
+def loaded_segment(selector: int, descriptor: Descriptor) -> Segment:
+    """The descriptor cache after loading ``selector`` that refers to ``descriptor``.
+
+    >>> from kvmpy.x86.descriptors import USER_CODE64, code_segment
+    >>> kvmpy.x86.state.loaded_segment(USER_CODE64, code_segment(3, long=True)).l
+    1
+    """
+    return Segment(
+        base=descriptor.base,
+        limit=descriptor.limit,
+        selector=selector,
+        type=descriptor.type,
+        present=int(descriptor.present),
+        dpl=descriptor.dpl,
+        db=int(descriptor.big),
+        s=int(not descriptor.system),
+        l=int(descriptor.long),
+        g=int(descriptor.limit >= 1 << 20),
+        avl=int(descriptor.avl),
+    )
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A segment register with its descriptor cache, as in struct kvm_segment."""
+def real_segment(selector: int, type: int = DATA_RW) -> Segment:
+    """A real-mode segment: base = selector * 16, 64 KiB; VM entry checks demand just that.
 
-    base: int = 0
-    limit: int = 0
-    selector: int = 0
-    type: int = 0
-    present: int = 1
-    dpl: int = 0
-    db: int = 0
-    s: int = 1
-    l: int = 0  # noqa: E741 -- the field's name in struct kvm_segment
-    g: int = 0
-    avl: int = 0
-    unusable: int = 0
-
-    @classmethod
-    def load(cls, selector: int, descriptor: Descriptor) -> Segment:
-        """The cache after loading `selector` that refers to `descriptor`.
-
-        >>> from kvmpy.x86.descriptors import USER_CODE64, code_segment
-        >>> kvmpy.x86.state.Segment.load(USER_CODE64, code_segment(3, long=True)).l
-        1
-        """
-        return cls(
-            base=descriptor.base,
-            limit=descriptor.limit,
-            selector=selector,
-            type=descriptor.type,
-            present=int(descriptor.present),
-            dpl=descriptor.dpl,
-            db=int(descriptor.big),
-            s=int(not descriptor.system),
-            l=int(descriptor.long),
-            g=int(descriptor.limit >= 1 << 20),
-            avl=int(descriptor.avl),
-        )
-
-    @classmethod
-    def real(cls, selector: int, type: int = DATA_RW) -> Segment:
-        """A real-mode segment: base = selector * 16, 64 KiB; VM entry checks demand just that.
-
-        >>> hex(kvmpy.x86.state.Segment.real(0x1234).base)
-        '0x12340'
-        """
-        return cls(base=selector << 4, limit=0xFFFF, selector=selector, type=type)
+    >>> hex(kvmpy.x86.state.real_segment(0x1234).base)
+    '0x12340'
+    """
+    return Segment(selector << 4, 0xFFFF, selector, type, present=1, s=1)
 
 
 # VM entry wants LDTR unusable, or else an LDT with base and limit; nothing here uses one.
-NO_LDT: Final = Segment(type=LDT, present=0, s=0, unusable=1)
+NO_LDT: Final = Segment(type=LDT, unusable=1)
 
 
 def task_segment(selector: int, base: int, limit: int) -> Segment:
@@ -115,37 +94,7 @@ def task_segment(selector: int, base: int, limit: int) -> Segment:
     >>> hex(kvmpy.x86.state.task_segment(0x40, 0x1000, 0x67).type)
     '0xb'
     """
-    return Segment(base=base, limit=limit, selector=selector, type=TSS_BUSY, s=0)
-
-
-@dataclass(frozen=True)
-class DescriptorTable:
-    """GDTR or IDTR."""
-
-    base: int = 0
-    limit: int = 0
-
-
-@dataclass(frozen=True)
-class SpecialRegisters:
-    """The part of struct kvm_sregs that a mode determines; APIC base and the rest stay."""
-
-    cs: Segment
-    ds: Segment
-    es: Segment
-    fs: Segment
-    gs: Segment
-    ss: Segment
-    tr: Segment
-    ldt: Segment
-    gdt: DescriptorTable
-    idt: DescriptorTable
-    cr0: int
-    cr3: int
-    cr4: int
-    efer: int
-    cr2: int = 0
-    cr8: int = 0
+    return Segment(base, limit, selector, TSS_BUSY, present=1)
 
 
 @dataclass(frozen=True)
@@ -169,7 +118,7 @@ class CpuState:
     sixteen general registers, `rip` and `rflags`.
     """
 
-    sregs: SpecialRegisters
+    sregs: Sregs
     regs: Mapping[str, int]
     msrs: Mapping[int, int]
     stub_table: StubTable

@@ -9,6 +9,7 @@ import enum
 from typing import Final
 
 from ..values import dataclass
+from .bits import LMA
 from .layout import PAGE_SIZE, MemoryLike
 from .paging import ACCESSED, DIRTY, LARGE, PRESENT, USER, WRITABLE, is_canonical
 
@@ -36,7 +37,7 @@ class Paging(enum.Enum):
             return cls.OFF
         if not cr4 >> 5 & 1:
             return cls.LEGACY
-        if not efer >> 10 & 1:
+        if not efer & LMA:
             return cls.PAE
         return cls.LEVEL5 if cr4 >> 12 & 1 else cls.LEVEL4
 

@@ -6,7 +6,7 @@ import timeit
 
 import kvmpy
 from kvmpy import guests
-from kvmpy.state.live import GENERAL
+from kvmpy.x86.bits import GENERAL
 
 from .exits import ENTRY, MEMORY
 from .rows import Row, alternate

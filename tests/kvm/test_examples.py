@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmpy.probe.verdict import module_name
+from kvmpy.host.module import module_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).parent / "recorded"

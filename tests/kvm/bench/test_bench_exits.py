@@ -3,7 +3,7 @@
 import pytest
 
 from kvmpy.bench import exits
-from kvmpy.bench.record import Report
+from kvmpy.bench.document import Report
 
 
 @pytest.fixture(scope="module")

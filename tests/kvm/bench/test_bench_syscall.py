@@ -7,11 +7,11 @@ import pytest
 import kvmpy
 from kvmpy.bench import judgement, syscall
 from kvmpy.bench.cells import LEVELS, MODES, PATHS, Cell, every_cell
+from kvmpy.bench.document import Report
 from kvmpy.bench.failures import GuestFailed
 from kvmpy.bench.hostcall import canary_limit
 from kvmpy.bench.lab import ALIGNMENTS, Lab
 from kvmpy.bench.proof import prove
-from kvmpy.bench.record import Report
 from kvmpy.host.cpu import identify
 from kvmpy.probe import verdict as backend
 

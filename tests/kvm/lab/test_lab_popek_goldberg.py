@@ -8,6 +8,7 @@ import pytest
 
 from kvmpy.host.cpu import identify
 from kvmpy.lab import popek_goldberg, tries as _tries
+from kvmpy.lab.show import popek_goldberg as words
 
 LONG, LEGACY = _tries.LONG, _tries.LEGACY
 #: SDM vol. 2, the instructions' pages: for every CPL unless CR4.UMIP says otherwise.
@@ -123,5 +124,5 @@ def test_two_worlds(result):
 def test_record_and_report(result):
     """Plain values, and text for 80 columns."""
     json.dumps(dataclasses.asdict(result))
-    picture = next(block for block in popek_goldberg.show(result) if hasattr(block, "svg"))
+    picture = next(block for block in words.blocks(result) if hasattr(block, "svg"))
     assert max(map(len, picture.text.splitlines())) <= 79

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from kvmpy.lab import rings, tries as _tries
+from kvmpy.lab.show import rings as words
 
 LONG, LEGACY = _tries.LONG, _tries.LEGACY
 #: SDM vol. 3, "Privileged Instructions": #GP(0) unless the CPL is 0.
@@ -157,5 +158,5 @@ def test_record_and_report(result):
     """Plain values, and text for 80 columns."""
     record = json.loads(json.dumps(dataclasses.asdict(result)))
     assert record["module"] == result.module
-    picture = next(block for block in rings.show(result) if hasattr(block, "svg"))
+    picture = next(block for block in words.blocks(result) if hasattr(block, "svg"))
     assert max(map(len, picture.text.splitlines())) <= 79

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import kvmpy
+from kvmpy.host.module import module_name
 from kvmpy.host.topology import PinError
 from kvmpy.ioctls import capabilities
 from kvmpy.probe import doctor, modes, verdict as backend
@@ -18,7 +19,7 @@ from kvmpy.x86.modes import Mode
 
 pytestmark = pytest.mark.kvm
 
-MODULE = backend.module_name()
+MODULE = module_name()
 HARDWARE = MODULE in ("kvm_intel", "kvm_amd")
 
 

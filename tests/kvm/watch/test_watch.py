@@ -187,7 +187,7 @@ def test_without_statistics_of_kvm_the_rest_is_seen(monkeypatch):
 
 def test_a_running_vcpu_is_not_published():
     """KVM would have us wait for its statistics, and the shim counts elsewhere already."""
-    counters = publish._ffi.new("struct shim_counters *")
+    counters = publish.ffi.new("struct shim_counters *")
     with machine(WRITER) as m:
         m.start()
         with m.watch() as watch:

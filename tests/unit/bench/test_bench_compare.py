@@ -11,7 +11,8 @@ import pytest
 
 from kvmpy.bench import tables
 from kvmpy.bench.compare import CompareError, Comparison, Delta, compare
-from kvmpy.bench.record import Report, Row
+from kvmpy.bench.document import Report
+from kvmpy.bench.record import Row
 
 
 def of(*rows: Row, **disclosed: Any) -> Report:

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from kvmpy.bench import pyperf, tables
 from kvmpy.bench.compare import CompareError, compare
+from kvmpy.bench.document import RecordError, Report
 from kvmpy.bench.figures import figures
 from kvmpy.bench.html import to_html
-from kvmpy.bench.record import OUTCOMES, RecordError, Report
+from kvmpy.bench.record import OUTCOMES
 from kvmpy.bench.stats import Interval
 from kvmpy.bench.svg import distributions
 from kvmpy.report import terminal

@@ -6,15 +6,8 @@ import made_up
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from kvmpy.bench.record import (
-    OUTCOMES,
-    Canary,
-    Disclosure,
-    RecordError,
-    Reference,
-    Report,
-    Row,
-)
+from kvmpy.bench.document import RecordError, Report
+from kvmpy.bench.record import OUTCOMES, Canary, Disclosure, Reference, Row
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e18, max_value=1e18)
 #: Generating text for the first time takes seconds on a busy host.

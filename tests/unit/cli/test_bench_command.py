@@ -15,7 +15,7 @@ import made_up
 import pytest
 
 from kvmpy import cli
-from kvmpy.bench.record import Report
+from kvmpy.bench.document import Report
 from kvmpy.cli.bench_progress import Progress
 from kvmpy.host import topology
 from kvmpy.probe import disturbance

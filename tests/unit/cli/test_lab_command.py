@@ -44,7 +44,7 @@ class Made:
             raise self.error
         return Found("kvm_<made-up>", (1, 2))
 
-    def show(self, result: Found) -> Any:
+    def blocks(self, result: Found) -> Any:
         yield f"On {result.module}."
         yield Table("What was seen", ("", "ring 0"), (("CLI", "runs"), ("HLT", "#GP")), 2)
         drawn = svg.drawing(10, 10, "a picture", [svg.box(0, 0, 5, 5, kind="lane0")])
@@ -57,10 +57,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Made]:
     found = {}
     for name in lab.EXPERIMENTS:
         experiment = found[name] = Made()
-        module = types.ModuleType(name)
-        module.run = experiment.run  # type: ignore[attr-defined]
-        module.show = experiment.show  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"kvmpy.lab.{name.replace('-', '_')}", module)
+        for room, does in (("", experiment.run), ("show.", experiment.blocks)):
+            module = types.ModuleType(name)
+            setattr(module, does.__name__, does)
+            place = f"kvmpy.lab.{room}{name.replace('-', '_')}"
+            monkeypatch.setitem(sys.modules, place, module)
     monkeypatch.setattr("kvmpy.cli.lab._host", lambda: "kvm_<made-up>: a host")
     return found
 
@@ -147,7 +148,7 @@ def test_on_a_terminal_blocks_stand_apart() -> None:
             return True
 
     stream = Terminal()
-    terminal.show(["One.", *Made().show(Found("kvm", ())), "Last."], stream)
+    terminal.show(["One.", *Made().blocks(Found("kvm", ())), "Last."], stream)
     text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
     lines = [line.rstrip() for line in text.splitlines()]
     before = [lines[lines.index(each) - 1] for each in ("On kvm.", "What was seen", "[#]", "Last.")]

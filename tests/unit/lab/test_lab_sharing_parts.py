@@ -6,6 +6,7 @@ import made_up
 import pytest
 
 from kvmpy.lab import sharing
+from kvmpy.lab.show import sharing as words
 
 
 def of_run(**changes):
@@ -18,7 +19,7 @@ def of_run(**changes):
 
 
 def text_of(result):
-    return "\n".join(block for block in sharing.show(result) if isinstance(block, str))
+    return "\n".join(block for block in words.blocks(result) if isinstance(block, str))
 
 
 def test_a_level():

@@ -10,7 +10,7 @@ from kvmpy import ioctls
 from kvmpy.errors import ClosedError, GuestMemoryError
 from kvmpy.memory.guest import GuestMemory
 from kvmpy.memory.guest_memfd import VmType, decode_vm_types
-from kvmpy.memory.vcpu import MemoryMethods
+from kvmpy.memory.regions import VcpuMemory
 
 MIB = 1 << 20
 
@@ -173,8 +173,11 @@ def test_vm_types(mask):
     assert all(isinstance(kind, VmType) for kind in found if kind <= 5)
 
 
-class FakeVcpu(MemoryMethods):
+class FakeVcpu(VcpuMemory):
     """What pre_fault_memory() needs of a vCPU."""
+
+    def __init__(self):
+        pass
 
     def fileno(self):
         return 5

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kvmpy.host.cpu import HostCpu
-from kvmpy.probe import verdict as backend
+from kvmpy.host.module import MODULES, module_name, module_parameters
 from kvmpy.probe.modes import ModeResult, Outcome
-from kvmpy.probe.verdict import Verdict, judge, module_name, module_parameters
+from kvmpy.probe.verdict import Verdict, judge
 from kvmpy.x86.modes import Mode
 
 INTEL = HostCpu("GenuineIntel", "Xeon", "VT-x", None, None)
@@ -82,7 +82,7 @@ def test_ring_that_fails() -> None:
     assert verdict.paging == "NPT"
 
 
-@pytest.mark.parametrize("name", backend.MODULES)
+@pytest.mark.parametrize("name", MODULES)
 def test_module_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "kvm").mkdir()
     assert module_name(tmp_path) == "kvm"

@@ -8,9 +8,10 @@ from hypothesis import given, settings, strategies as st
 import kvmpy
 from kvmpy.devices import DebugConsole, Uart
 from kvmpy.run.bus import Bus, ClaimError
+from kvmpy.run.claims import VmClaims
 
 
-class Ports(kvmpy.run.bus.BusMethods):
+class Ports(VmClaims):
     """A VM's claims without a VM."""
 
     def __init__(self):

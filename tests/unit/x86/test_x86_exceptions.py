@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings, strategies as some
 
 from kvmpy.memory.guest import GuestMemory
+from kvmpy.state import Segment
 from kvmpy.x86 import exceptions, layout
 from kvmpy.x86.exceptions import ExceptionReport, SyscallReport, identify
 from kvmpy.x86.modes import Mode, prepare, write_real_mode_stubs
-from kvmpy.x86.state import CpuState, Segment
+from kvmpy.x86.state import CpuState, real_segment
 
 STACK = 0x8000
 COMPATIBILITY = "SYSCALL from compatibility mode"
@@ -127,7 +128,7 @@ def real_report(memory: GuestMemory, vector: int, *frame: int, sp: int = 0x7BFA)
     for index, word in enumerate(frame):
         memory.write(sp + 2 * index & 0xFFFF, struct.pack("<H", word))
     segment, offset = layout.real_vector_pointer(vector)
-    sregs = replace(state.sregs, cs=Segment.real(segment))
+    sregs = replace(state.sregs, cs=real_segment(segment))
     found = identify(state.stub_table, Regs(rip=offset + 2, rsp=sp), sregs, memory)
     assert isinstance(found, ExceptionReport)
     return found
@@ -297,7 +298,7 @@ def test_a_fall_back_to_real_mode_is_named(memory: GuestMemory) -> None:
     state = prepare(memory, Mode.PROTECTED_32, rip=CODE)
     write_real_mode_stubs(memory)
     segment, offset = layout.real_vector_pointer(0x15)
-    sregs = replace(state.sregs, cr0=state.sregs.cr0 & ~1, cs=Segment.real(segment))
+    sregs = replace(state.sregs, cr0=state.sregs.cr0 & ~1, cs=real_segment(segment))
     found = identify(state.stub_table, Regs(rip=offset + 2, rsp=0x7000), sregs, memory)
     assert isinstance(found, ExceptionReport)
     assert found.vector == 0x15

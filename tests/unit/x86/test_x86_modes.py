@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from kvmpy.memory.guest import GuestMemory
+from kvmpy.state import Segment
 from kvmpy.x86 import descriptors as d, layout, state as st
 from kvmpy.x86.descriptors import Descriptor, Gate, Tss32, Tss64
 from kvmpy.x86.layout import KIB, MIB
 from kvmpy.x86.modes import Mode, prepare
 from kvmpy.x86.paging import is_canonical
-from kvmpy.x86.state import CpuState, Segment
+from kvmpy.x86.state import CpuState, loaded_segment
 from kvmpy.x86.walk import Paging, walk
 
 ENTRIES = [(Mode.REAL_16, 0)] + [
@@ -96,7 +97,7 @@ def test_segment_caches_are_what_the_gdt_says(memory: GuestMemory, mode: Mode, r
     assert sregs.gdt.limit == d.GDT_SIZE - 1
     for segment in (sregs.cs, sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs):
         entry = memory.read(sregs.gdt.base + (segment.selector & ~7), 8)
-        assert Segment.load(segment.selector, Descriptor.decode(entry)) == segment
+        assert loaded_segment(segment.selector, Descriptor.decode(entry)) == segment
     size = 16 if mode is Mode.LONG_64 else 8
     tss = Descriptor.decode(memory.read(sregs.gdt.base + sregs.tr.selector, size))
     assert (tss.base, tss.limit, tss.type) == (sregs.tr.base, sregs.tr.limit, sregs.tr.type)
