@@ -13,7 +13,6 @@ from .interrupts.eventfds import VmEvents
 from .kvm import KVM
 from .memory.dirty import VmDirty
 from .memory.guest import GuestMemory
-from .memory.regions import VmMemory
 from .memory.slots import Slots
 from .msrs.filters import VmMsrs
 from .msrs.pmu import VmPmu
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class VM(
-    VmClaims, VmClock, VmDevices, VmDirty, VmEnabling, VmEvents, VmMemory, VmMsrs,
+    VmClaims, VmClock, VmDevices, VmDirty, VmEnabling, VmEvents, VmMsrs,
     VmPmu, WithStats,
 ):  # fmt: skip
     """A virtual machine, without devices unless asked for.

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .. import ioctls
 from ..device import Attributes
 from ..errors import UnsupportedError
 from ..shim import ffi, lib
 from ..vcpu_fd import VcpuFd
-
-if TYPE_CHECKING:
-    pass
 
 
 class VcpuApic(VcpuFd):

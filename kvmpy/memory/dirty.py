@@ -9,30 +9,25 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import ioctls
 from ..errors import ClosedError, DirtyRingOverrunError, KvmpyError, UnsupportedError
 from ..shim import ffi, lib
 from ..vcpu_fd import VcpuFd
-from ..vm_fd import VmFd
 from .dirty_pages import PAGES_PER_WORD, DirtyPages
 from .guest import PAGE_SIZE, Region
-from .slots import GUEST_MEMFD, Slot, Slots
-
-if TYPE_CHECKING:
-    pass
-
+from .regions import VmMemory
+from .slots import GUEST_MEMFD, Slot
 
 RING_ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
 #: Entries copied at a time: the buffer lives as long as the ring.
 HARVEST = 1024
 
 
-class VmDirty(VmFd):
+class VmDirty(VmMemory):
     """Dirty tracking on the VM descriptor."""
 
-    slots: Slots
     # -- the log
 
     def log_dirty(self, what: Slot | Region | int | None = None, on: bool = True) -> None:

@@ -6,16 +6,12 @@ What there is to enable, and what the arguments mean, is in :mod:`kvmpy.enabling
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
 from ..ioctls import capabilities
 from ..shim import lib
 from ..vcpu_fd import VcpuFd
 from ..vm_fd import VmFd
-
-if TYPE_CHECKING:
-    pass
 
 
 def _mask(what: str, names: Iterable[str], known: Mapping[str, int]) -> int:
@@ -146,15 +142,6 @@ class VmEnabling(VmFd):
         >>> vm.limit_halt_poll(0)
         """
         self.enable_capability("HALT_POLL", ns)
-
-    def disable_pmu(self) -> None:
-        """KVM_CAP_PMU_CAPABILITY with KVM_PMU_CAP_DISABLE, before the first vCPU: no virtual PMU.
-        CPUID leaf 0xA is the caller's to clear.
-
-        >>> vm.check_extension("PMU_CAPABILITY") in (0, 1)
-        True
-        """
-        self._enable_supported("PMU_CAPABILITY", lib.KVM_PMU_CAP_DISABLE, "disabling the PMU")
 
     def apic_bus_cycle(self, ns: int) -> None:
         """KVM_CAP_X86_APIC_BUS_CYCLES_NS, with an irqchip and before the first vCPU: ns of one

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import ioctls
 from ..shim import ffi, lib
 from ..vcpu_fd import VcpuFd
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Signals that KVM_RUN must let through: the shim's kick, and what Python and the kernel need.
 NEVER_BLOCKED = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP))

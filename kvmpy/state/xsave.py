@@ -7,16 +7,12 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import UnsupportedError
 from ..shim import ffi, lib
 from ..text import flags_text
 from ..values import dataclass
-
-if TYPE_CHECKING:
-    pass
-
 
 LEGACY_SIZE: Final = 512
 HEADER_SIZE: Final = 64

@@ -50,7 +50,7 @@ def offered():
                 one
                 for one, held in vars(value).items()
                 if not one.startswith("_")
-                and one != "TYPE_CHECKING"
+                and one not in ("TYPE_CHECKING", "ffi", "lib")
                 and not isinstance(held, types.ModuleType)
                 and getattr(held, "__module__", value.__name__) == value.__name__
             ]

@@ -141,14 +141,14 @@ class TestSaved:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            (b"", "no JSON"),
-            (b"\xff\xfe\x00", "no JSON"),
-            (b"[]", "no kvmpy benchmark record"),
-            (b'{"format": 99}', "no kvmpy benchmark record"),
+            (b"", "not valid JSON"),
+            (b"\xff\xfe\x00", "not valid JSON"),
+            (b"[]", "not a kvmpy benchmark record"),
+            (b'{"format": 99}', "not a kvmpy benchmark record"),
             (b'{"format": 1}', "lacks"),
             (b"[" * 100_000, "nested too deeply"),
             (b'{"format": 1, "seconds": NaN}', "NaN"),
-            (b'{"format": ' + b"9" * 5000 + b"}", "no JSON"),
+            (b'{"format": ' + b"9" * 5000 + b"}", "not valid JSON"),
         ],
     )
     @pytest.mark.parametrize("command", ["show", "compare"])

@@ -5,7 +5,8 @@ from hypothesis import given, strategies as st
 
 import kvmpy
 from kvmpy import _native
-from kvmpy.interrupts import eventfds as vm_events, irqchips, routing
+from kvmpy.fd import number_of
+from kvmpy.interrupts import irqchips, routing
 from kvmpy.memory import encryption
 from kvmpy.paravirt import xen, xen_calls
 from kvmpy.record import differences
@@ -196,8 +197,8 @@ def test_status(value):
 def test_descriptors(tmp_path):
     """A number, or what has one."""
     with open(tmp_path / "f", "w") as file:
-        assert vm_events._descriptor(file) == file.fileno()
-    assert vm_events._descriptor(5) == 5
+        assert number_of(file) == file.fileno()
+    assert number_of(5) == 5
 
 
 # ---------------------------------------------------------------- Xen

@@ -110,7 +110,7 @@ def test_lapic_vectors():
     assert lapic.isr == {1}
     assert lapic.tmr == frozenset()
     assert Lapic().replace(id=0x12345).id == 0x12345
-    assert Lapic().replace(lvt_lint0=0x10700).lvt("lint0") == "vector 0x0 ExtINT masked"
+    assert Lapic().replace(lvt_lint0=0x10700).lvt("lint0") == "vector 0x0 extint masked"
     with pytest.raises(KeyError):
         Lapic().replace(nothing=1)
     with pytest.raises(ValueError, match="not in"):

@@ -9,6 +9,7 @@ import pytest
 from kvmpy.memory.guest import GuestMemory
 from kvmpy.state import Segment
 from kvmpy.x86 import descriptors as d, layout, state as st
+from kvmpy.x86.bits import GENERAL
 from kvmpy.x86.descriptors import Descriptor, Gate, Tss32, Tss64
 from kvmpy.x86.layout import KIB, MIB
 from kvmpy.x86.modes import Mode, prepare
@@ -87,7 +88,7 @@ def test_state_satisfies_vm_entry(memory: GuestMemory, mode: Mode, ring: int) ->
     check_vm_entry(state)
     assert state.sregs.ss.dpl == ring
     assert state.regs["rip"] == 0x1000
-    assert set(state.regs) == {*st.GENERAL_REGISTERS, "rip", "rflags"}
+    assert set(state.regs) == set(GENERAL)
     assert (state.fcw, state.mxcsr) == (0x37F, 0x1F80)
 
 
