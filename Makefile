@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 KERNEL ?= demo
 ARGS   ?=
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
-BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/guests/*.*)
-NATIVE_C := $(wildcard native/*.c)
+BUILD_INPUTS := setup.py pyproject.toml $(wildcard native/*.* native/*/*.*)
+NATIVE_C := $(wildcard native/*/*.c)
+NATIVE_H := $(addprefix -I,$(sort $(dir $(wildcard native/*/*.h))))
 
 .DEFAULT_GOAL := help
 .PHONY: help boot build bench bench-linux test test-all test-fast test-fast-unit test-fast-kvm \
@@ -162,7 +163,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --strict examples
-	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only $(NATIVE_C)
+	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only $(NATIVE_H) $(NATIVE_C)
 
 clean:
 	rm -rf $(VENV) build dist results kvmpy.egg-info kvmpy/_native.c kvmpy/_native*.so \

@@ -10,20 +10,22 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = sorted(path.name for path in HERE.glob("*.c"))
-HEADERS = sorted(path.name for path in HERE.glob("*.h"))
+ROOMS = ("run", "devices", "virtio", "watch", "measure")
+SOURCES = sorted(f"native/{room}/{path.name}" for room in ROOMS for path in (HERE / room).glob("*.c"))
+HEADERS = sorted(str(path.relative_to(HERE.parent)) for path in HERE.glob("*/*.h"))
+FOLDERS = ["native/kvm", *(f"native/{room}" for room in ROOMS)]
 
 ffi = FFI()
-for name in ("kvm_api.h", "capabilities.h", "cdef.h"):
+for name in ("kvm/kvm_api.h", "kvm/capabilities.h", "cdef.h"):
     ffi.cdef((HERE / name).read_text())
 TABLE = runpy.run_path(str(HERE.parent / "kvmpy" / "ioctls" / "table.py"))["TABLE"]
 ffi.cdef("".join(f"#define {row.split()[0]} ...\n" for row in TABLE.splitlines() if row))
 ffi.set_source(
     "kvmpy._native",
     '#include "shim.h"\n#include "virtio.h"\n',
-    sources=[f"native/{name}" for name in SOURCES],
-    include_dirs=["native"],
-    depends=[f"native/{name}" for name in HEADERS],
+    sources=SOURCES,
+    include_dirs=FOLDERS,
+    depends=HEADERS,
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
     py_limited_api=True,
 )

@@ -431,7 +431,7 @@ def native_program(
     runner = shlex.split(os.environ.get("KVMPY_NATIVE_RUNNER", ""))
     compiler = [
         *shlex.split(os.environ.get("CC", "gcc")), "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra",
-        "-Werror", "-Wno-missing-field-initializers", *flags, f"-I{NATIVE}",
+        "-Werror", "-Wno-missing-field-initializers", *flags, *(f"-I{room}" for room in sorted({path.parent for path in NATIVE.glob("*/*.h")})),
     ]  # fmt: skip
 
     @functools.cache
@@ -439,7 +439,7 @@ def native_program(
         """The shim's object files: compiled once, linked into each program."""
         objects = directory / "shim"
         objects.mkdir()
-        sources = sorted(map(str, NATIVE.glob("*.c")))
+        sources = sorted(map(str, NATIVE.glob("*/*.c")))
         subprocess.run([*compiler, "-c", *sources], cwd=objects, check=True)
         return sorted(map(str, objects.glob("*.o")))
 
