@@ -166,5 +166,5 @@ lint: $(VENV)/.lint
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only $(NATIVE_H) $(NATIVE_C)
 
 clean:
-	rm -rf $(VENV) build dist results kvmpy.egg-info kvmpy/_native.c kvmpy/_native*.so \
+	rm -rf $(VENV) build dist results kvmpy.egg-info kvmpy/_native.c kvmpy/_measure.c kvmpy/*.so \
 		kvmpy/guests/*.elf kvmpy/guests/*.bin

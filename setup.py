@@ -25,7 +25,7 @@ class BuildNative(build_ext):
 
 
 setup(
-    cffi_modules=["native/build.py:ffi"],
+    cffi_modules=["native/build.py:ffi", "native/build.py:measure"],
     cmdclass={"build_ext": BuildNative},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,4 +1,4 @@
-"""The compiled shim (native/cdef.h). Private: no cdata object leaves the package."""
+"""The compiled shim (native/). Private: no cdata object leaves the package."""
 
 from typing import Any
 

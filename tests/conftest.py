@@ -429,9 +429,10 @@ def native_program(
     directory = tmp_path_factory.mktemp("native")
     flags = shlex.split(os.environ.get("KVMPY_NATIVE_CFLAGS", ""))
     runner = shlex.split(os.environ.get("KVMPY_NATIVE_RUNNER", ""))
+    includes = sorted({f"-I{path.parent}" for path in NATIVE.glob("*/*.h")})
     compiler = [
         *shlex.split(os.environ.get("CC", "gcc")), "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra",
-        "-Werror", "-Wno-missing-field-initializers", *flags, *(f"-I{room}" for room in sorted({path.parent for path in NATIVE.glob("*/*.h")})),
+        "-Werror", "-Wno-missing-field-initializers", *flags, *includes,
     ]  # fmt: skip
 
     @functools.cache

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from .._measure import lib
 from ..errors import UnsupportedError
-from ..shim import lib
 
 if TYPE_CHECKING:
     from ..vcpu import VCPU
@@ -33,7 +33,7 @@ class GuestCycles:
     """
 
     def __init__(self, type: int = _HARDWARE, config: int = _CPU_CYCLES):
-        self._fd: int = lib.shim_count_guest(type, config)
+        self._fd: int = lib.measure_count_guest(type, config)
         self.trouble = os.strerror(-self._fd) if self._fd < 0 else ""
 
     def read(self) -> int | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from .. import __version__
 from ..errors import KvmpyError
 from ..host import cpu, topology
+from ..host.cpuid import cpuid
 from ..host.module import module_parameters
 from ..probe import disturbance, verdict as backend
 from ..probe.system import System
@@ -80,9 +81,9 @@ def _microcode() -> str:
 
 
 def _invariant_tsc() -> bool | None:
-    if cpu.cpuid(0x8000_0000)[0] < 0x8000_0007:
+    if cpuid(0x8000_0000)[0] < 0x8000_0007:
         return None
-    return bool(cpu.cpuid(0x8000_0007)[3] & _INVARIANT_TSC)
+    return bool(cpuid(0x8000_0007)[3] & _INVARIANT_TSC)
 
 
 def tsc_khz(vcpu: VCPU) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..shim import ffi, lib
+from .._measure import ffi, lib
 from .counters import add, run_delay
 from .record import Row
 
@@ -81,7 +81,7 @@ def _batches(call: int, count: int) -> list[int]:
     ticks = ffi.new("uint32_t[]", 2 * _REPEATS)
     found = []
     for _ in range(count):
-        lib.shim_host_calls(call, _REPEATS, ticks)
+        lib.measure_host_calls(call, _REPEATS, ticks)
         words = ffi.unpack(ticks, 2 * _REPEATS)
         found.append(sum(words[1::2]) - sum(words[::2]))
     return found
@@ -97,5 +97,5 @@ def canary_limit() -> float:
     True
     """
     rounds, instructions = 1000, 18
-    quickest: int = min(lib.shim_spin_ticks(rounds) for _ in range(5))
+    quickest: int = min(lib.measure_spin_ticks(rounds) for _ in range(5))
     return max(50.0, 25.0 * quickest / (rounds * instructions))

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..shim import ffi, lib
-
-Registers = tuple[int, int, int, int]
+from .cpuid import Registers, cpuid
 
 #: What CPUID leaf 40000000h says in EBX, ECX, EDX -> the hypervisor's name.
 HYPERVISORS = {
@@ -68,19 +66,6 @@ class HostCpu:
         if self.hypervisor:
             return f"a virtual machine under {self.hypervisor}"
         return "no hypervisor announced, as on bare metal"
-
-
-def cpuid(function: int, index: int = 0) -> Registers:
-    """EAX, EBX, ECX and EDX of a CPUID leaf, as this process sees it.
-
-    >>> eax, ebx, ecx, edx = kvmpy.host.cpu.cpuid(0)
-    >>> eax > 0
-    True
-    """
-    registers = ffi.new("uint32_t[4]")
-    lib.shim_cpuid(function, index, registers)
-    eax, ebx, ecx, edx = registers
-    return eax, ebx, ecx, edx
 
 
 #: Leaves with subleaves, and how many to ask for.

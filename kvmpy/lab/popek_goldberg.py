@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ..host.cpu import cpuid
+from ..host.cpuid import cpuid
 from ..probe.verdict import verdict as find_verdict
 from ..x86.descriptors import KERNEL_CODE, KERNEL_DATA
 from .tries import LONG, MODES, Guest, Outcome, Try, here

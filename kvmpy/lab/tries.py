@@ -10,6 +10,7 @@ import signal
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from .._measure import ffi, lib
 from ..errors import KvmIoctlError, UnsupportedError
 from ..exits.reasons import (
     Exit,
@@ -23,7 +24,6 @@ from ..exits.reasons import (
 )
 from ..guests import image
 from ..probe.verdict import Verdict
-from ..shim import ffi, lib
 from ..vm import VM
 from ..x86.exceptions import VECTORS
 from ..x86.modes import Mode
@@ -218,10 +218,10 @@ def here(what: Try) -> Outcome:
     code = program.code
     # A control register's value is nothing this process could know: any will do to be refused.
     operand = 0 if isinstance(what.operand, str) else what.operand
-    result = ffi.new("struct shim_host_try *")
+    result = ffi.new("struct measure_host_try *")
     entry = program[f"try.{what.name}"] - image.ORIGIN
     memory = bytes(16)
-    error = lib.shim_host_try(
+    error = lib.measure_host_try(
         ffi.from_buffer(code), len(code), entry, operand, memory, len(memory), result
     )
     if error:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..errors import MsrError, UnsupportedError
-from ..host.cpu import HostCpu, cpuid
+from ..host.cpu import HostCpu
+from ..host.cpuid import cpuid
 from ..host.module import module_parameters
 from ..kvm import KVM
 

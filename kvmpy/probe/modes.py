@@ -13,11 +13,11 @@ import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from .._measure import lib
 from ..errors import KvmIoctlError, KvmpyError
 from ..exits import reasons as exits
 from ..exits.explain import headline
 from ..host.cpu import identify
-from ..shim import lib
 from ..vcpu import VCPU
 from ..vm import VM
 from ..x86.descriptors import Gate
@@ -103,7 +103,7 @@ def emulated_ns() -> float:
     quickest = math.inf
     for _ in range(_ATTEMPTS):
         start = time.perf_counter_ns()
-        lib.shim_spin(_HOST_ROUNDS)
+        lib.measure_spin(_HOST_ROUNDS)
         quickest = min(quickest, time.perf_counter_ns() - start)
     return max(EMULATED_NS, EMULATED_FACTOR * quickest / (_HOST_ROUNDS * _INSTRUCTIONS))
 

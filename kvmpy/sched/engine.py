@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Final
 
+from .._measure import lib
 from ..errors import KvmpyError, UnsupportedError
 from ..exits.reasons import Exit, Kicked
 from ..host import topology
 from ..host.scheduling import Scheduling, schedule
 from ..machine.threads import VcpuThreads
 from ..probe import verdict as backend
-from ..shim import lib
 from ..vcpu import VCPU
 from . import guest as guests, timeline
 from .metrics import SwitchCost, switch_cost
@@ -48,7 +48,7 @@ class _Account:
     def read(self, cpu: VCPU) -> None:
         self.stats.append(_statistics(cpu))
         self.schedstat.append(_schedstat())
-        self.tsc.append(lib.shim_tsc())
+        self.tsc.append(lib.measure_tsc())
 
     def view(self, clock: timeline.Clock) -> HostView:
         before, after = self.stats
@@ -90,9 +90,9 @@ def _statistics(cpu: VCPU) -> dict[str, int]:
 
 def _pair() -> tuple[int, int]:
     """TSC and monotonic clock at one moment."""
-    before = lib.shim_tsc()
+    before = lib.measure_tsc()
     now = time.monotonic_ns()
-    return (before + lib.shim_tsc()) // 2, now
+    return (before + lib.measure_tsc()) // 2, now
 
 
 def _khz(first: tuple[int, int], second: tuple[int, int]) -> float:

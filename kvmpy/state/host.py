@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ..cpuid.cpuid import Cpuid
-from ..shim import ffi, lib
 from ..x86.bits import family_and_model
 from .differences import Difference
 
@@ -34,13 +33,12 @@ class HostIdentity:
         >>> kvmpy.state.HostIdentity.here().vendor in ("AuthenticAMD", "GenuineIntel")
         True
         """
+        from ..host.cpuid import cpuid
         from ..host.module import module_name
 
-        registers = ffi.new("uint32_t[4]")
-        lib.shim_cpuid(0, 0, registers)
-        vendor = struct.pack("<3I", registers[1], registers[3], registers[2]).decode("latin-1")
-        lib.shim_cpuid(1, 0, registers)
-        return cls(module_name(), vendor, registers[0])
+        _, ebx, ecx, edx = cpuid(0)
+        vendor = struct.pack("<3I", ebx, edx, ecx).decode("latin-1")
+        return cls(module_name(), vendor, cpuid(1)[0])
 
     @property
     def model(self) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ..errors import UnsupportedError
-from ..shim import ffi, lib
 from ..text import flags_text
 from ..values import dataclass
 
@@ -83,14 +82,11 @@ def host_layout() -> tuple[Component, ...]:
     >>> kvmpy.state.host_layout()[:2]
     (<x87: 160 bytes at 0>, <sse: 256 bytes at 160>)
     """
-    registers = ffi.new("uint32_t[4]")
-    leaves = {}
-    lib.shim_cpuid(0, 0, registers)
-    if registers[0] >= 0xD:
-        for bit in range(2, 63):
-            lib.shim_cpuid(0xD, bit, registers)
-            leaves[bit] = registers[0], registers[1]
-    return layout_of(leaves)
+    from ..host.cpuid import cpuid
+
+    if cpuid(0)[0] < 0xD:
+        return layout_of({})
+    return layout_of({bit: cpuid(0xD, bit)[:2] for bit in range(2, 63)})
 
 
 def _legacy_registers() -> dict[str, tuple[int, int, int]]:

@@ -1,16 +1,16 @@
 /* The host's own CPU. */
 #include <cpuid.h>
 
-#include "shim.h"
+#include "measure.h"
 
 /* EAX, EBX, ECX, EDX of the CPUID leaf, as the CPU that runs this thread gives them. */
-void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers)
+void measure_cpuid(uint32_t function, uint32_t index, uint32_t *registers)
 {
 	__cpuid_count(function, index, registers[0], registers[1], registers[2], registers[3]);
 }
 
 /* The loop that kvmpy/probe/modes.py times in guests, here: 18 instructions a round. */
-void shim_spin(uint32_t rounds)
+void measure_spin(uint32_t rounds)
 {
 	uint32_t sum = 0;
 
@@ -22,7 +22,7 @@ void shim_spin(uint32_t rounds)
 }
 
 /* The clock that a guest whose TSC offset is 0 reads. */
-uint64_t shim_tsc(void)
+uint64_t measure_tsc(void)
 {
 	return __builtin_ia32_rdtsc();
 }

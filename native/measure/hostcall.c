@@ -6,7 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "measure.h"
 
 
 static inline uint32_t stamp_begin(void)
@@ -33,7 +33,7 @@ static inline uint32_t stamp_end(void)
 
 /* `records` pairs to `ticks`: TSC ticks of 16 system calls, and of 32. `number`: of a call
  * without arguments. */
-void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks)
+void measure_host_calls(int64_t number, uint32_t records, uint32_t *ticks)
 {
 	for (uint32_t i = 0; i < records; i++) {
 		uint32_t start = stamp_begin();
@@ -46,19 +46,19 @@ void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks)
 	}
 }
 
-/* Ticks of `rounds` of shim_spin()'s loop, 18 instructions each. */
-uint32_t shim_spin_ticks(uint32_t rounds)
+/* Ticks of `rounds` of measure_spin()'s loop, 18 instructions each. */
+uint32_t measure_spin_ticks(uint32_t rounds)
 {
 	uint32_t start = stamp_begin();
 
-	shim_spin(rounds);
+	measure_spin(rounds);
 	return stamp_end() - start;
 }
 
 /* A descriptor that counts `config` of `type` (perf_event_open(2)) for this thread while it runs a
  * guest; read() gives the count, or nothing if the CPU had no counter free. -errno if there is
  * none to be had. */
-int shim_count_guest(uint32_t type, uint64_t config)
+int measure_count_guest(uint32_t type, uint64_t config)
 {
 	struct perf_event_attr attr;
 	long fd;

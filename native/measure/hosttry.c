@@ -8,7 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "shim.h"
+#include "measure.h"
 
 #define PAGE 4096u
 #define PAGE_FAULT 14
@@ -16,14 +16,14 @@
 
 /* One shared mapping: what became of it, memory for the code, the handler's stack and its own. */
 struct arena {
-	struct shim_host_try outcome;
-	uint8_t scratch[PAGE - sizeof(struct shim_host_try)];
+	struct measure_host_try outcome;
+	uint8_t scratch[PAGE - sizeof(struct measure_host_try)];
 	uint8_t handler_stack[16 * PAGE];
 	uint8_t stack[4 * PAGE];
 };
 _Static_assert(sizeof(struct arena) % PAGE == 0, "code follows on a page of its own");
 
-static struct shim_host_try *noted; /* the child's: set in it, read by its signal handler */
+static struct measure_host_try *noted; /* the child's: set in it, read by its signal handler */
 
 static void note(int number, siginfo_t *info, void *context)
 {
@@ -74,8 +74,8 @@ static _Noreturn void start(struct arena *arena, const uint8_t *report, const ui
 /* Runs `code` from offset `entry` in a child process, and waits for its end. It reports by a write
  * to RDI, where no memory is: then `reported` is set, and `rax` and `rdx` are what it left there.
  * `scratch`: what RSI points to. */
-int shim_host_try(const void *code, uint32_t size, uint32_t entry, uint64_t operand,
-		  const void *scratch, uint32_t scratch_size, struct shim_host_try *result)
+int measure_host_try(const void *code, uint32_t size, uint32_t entry, uint64_t operand,
+		  const void *scratch, uint32_t scratch_size, struct measure_host_try *result)
 {
 	const size_t code_size = (size + PAGE - 1) / PAGE * PAGE;
 	const size_t whole = sizeof(struct arena) + code_size + PAGE;

@@ -1,6 +1,7 @@
 /*
  * The C shim of kvmpy: what must not wait for Python.
  *
+ * run/       what a vCPU's run is made of
  *   run.c       KVM_RUN loop, completion
  *   registers.c the page of live registers
  *   exits.c     kvm_run's union, laid flat for Python
@@ -8,17 +9,21 @@
  *   kick.c      getting a vCPU out of the guest: flag + directed signal, timeouts, Ctrl-C
  *   pause.c     keeping it out for a while
  *   place.c     the pCPUs its thread may use, and the thread's scheduling
+ *   access.c    what a KVM_RUN came back with, and who answers it
  *   dispatch.c  which port or guest physical address belongs to whom
  *   coalesce.c  KVM's ring of coalesced writes
+ *   dirty.c     a vCPU's dirty ring
+ *   vcpu.c      a vCPU's file descriptor, its mapping and its life
+ * devices/   those of a PC, and what they are built of
  *   sink.c      where a device's output bytes go
+ *   line.c      a device's interrupt line
  *   uart.c      16550A
  *   ports.c     debug console, debug exit, POST port
  *   platform.c  i8042, ACPI PM1a, reset control, panic port
  *   rtc.c       MC146818A
  *   ioapic.c    82093AA, beside LAPICs that are KVM's
- *   line.c      a device's interrupt line
- *   dirty.c     a vCPU's dirty ring
- *   vcpu.c      a vCPU's file descriptor, its mapping and its life
+ * virtio/    virtio-mmio devices (virtio.h)
+ * watch/     handout.c: a running machine shows its counters to other processes
  *
  * Nothing here knows Python. Every function that can fail returns a negative errno.
  */
@@ -34,9 +39,12 @@
 
 #include "kvm_compat.h"
 
+/* Before what Python sees of the shim too: native/declarations.py reads it from here. */
+#define API
+
 /* Why shim_run() or shim_resume() came back. The first group is resumable: the caller does its
  * part and calls shim_resume(); the second ends the run. */
-enum shim_stop {
+API enum shim_stop {
 	SHIM_ACCESS = 0, /* a Python handler owns the port or address: report.* describes the access */
 	SHIM_RING = 1,   /* the ring of deferred writes is full */
 	SHIM_DRAIN = 2,  /* a sink without a file descriptor is full */
@@ -60,7 +68,7 @@ enum shim_stop {
 };
 #define SHIM_CONTINUE (-1) /* from a device: handled, go on */
 
-enum shim_system {
+API enum shim_system {
 	SHIM_RESET_I8042 = 1,
 	SHIM_RESET_CONTROL = 2, /* port 0xcf9, which is ACPI's reset register too */
 	SHIM_POWER_OFF_ACPI = 3,
@@ -68,12 +76,17 @@ enum shim_system {
 	SHIM_CRASH_LOADED = 5,
 };
 
-enum shim_owner { SHIM_OWNER_DEVICE, SHIM_OWNER_COUNTER, SHIM_OWNER_RING, SHIM_OWNER_PYTHON };
+API enum shim_owner {
+	SHIM_OWNER_DEVICE,
+	SHIM_OWNER_COUNTER,
+	SHIM_OWNER_RING,
+	SHIM_OWNER_PYTHON,
+};
 
 /* What a range is a range of. */
-enum shim_space { SHIM_IO, SHIM_MMIO, SHIM_RDMSR, SHIM_WRMSR, SHIM_SPACES };
+API enum shim_space { SHIM_IO, SHIM_MMIO, SHIM_RDMSR, SHIM_WRMSR, SHIM_SPACES };
 
-enum shim_pending {
+API enum shim_pending {
 	SHIM_PENDING_NONE,     /* registers are architectural */
 	SHIM_PENDING_COMPLETE, /* an answered exit: KVM finishes the instruction at the next KVM_RUN */
 	SHIM_PENDING_REPLY,    /* a read whose value is still to come */
@@ -88,13 +101,13 @@ struct shim_vcpu;
 
 /* data holds `size` bytes, little endian; a read arrives filled with ones. offset lies in the
  * device's range, offset + size may not: the width is the guest's choice. */
-struct shim_device {
+API struct shim_device {
 	int (*access)(struct shim_device *device, struct shim_vcpu *vcpu, uint64_t offset,
 		      uint8_t *data, unsigned size, bool is_write);
 	int (*flush)(struct shim_device *device); /* may be NULL; 0 or -errno */
 };
 
-struct shim_counter {
+API struct shim_counter {
 	uint64_t reads, writes;
 };
 
@@ -119,21 +132,21 @@ struct shim_bus {
 	_Atomic(struct shim_ioapic *) ioapic; /* gets the LAPICs' EOIs, NULL: they are exits */
 };
 
-struct shim_bus *shim_bus_new(void);
-void shim_bus_free(struct shim_bus *bus);
-int shim_bus_claim(struct shim_bus *bus, unsigned space, uint64_t first, uint64_t length, int owner,
-		   uint32_t handler, void *object);
-void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
-int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
+API struct shim_bus *shim_bus_new(void);
+API void shim_bus_free(struct shim_bus *bus);
+API int shim_bus_claim(struct shim_bus *bus, unsigned space, uint64_t first, uint64_t length,
+		       int owner, uint32_t handler, void *object);
+API void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
+API int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
 const struct shim_range *shim_bus_find(struct shim_bus *bus, unsigned space, uint64_t address);
 int shim_bus_flush(struct shim_bus *bus);
-void shim_bus_set_ioapic(struct shim_bus *bus, struct shim_ioapic *ioapic);
+API void shim_bus_set_ioapic(struct shim_bus *bus, struct shim_ioapic *ioapic);
 
 /* ------------------------------------------------------------------ coalesce.c */
 
 #define SHIM_COALESCED_NONE 1
 
-int shim_bus_coalesce(struct shim_bus *bus, uint64_t page, uint64_t run_size);
+API int shim_bus_coalesce(struct shim_bus *bus, uint64_t page, uint64_t run_size);
 int shim_coalesced_begin(struct shim_vcpu *vcpu);
 void shim_coalesced_end(struct shim_vcpu *vcpu);
 int shim_coalesced_peek(const struct shim_vcpu *vcpu, struct kvm_coalesced_mmio *record);
@@ -150,7 +163,7 @@ void shim_coalesced_pop(struct shim_vcpu *vcpu);
 #define SHIM_SINK_FULL 3840
 #define SHIM_FLUSH_NS 10000000
 
-struct shim_sink {
+API struct shim_sink {
 	pthread_mutex_t lock;
 	int fd; /* -1: memory */
 	int error;
@@ -160,31 +173,31 @@ struct shim_sink {
 	uint8_t bytes[SHIM_SINK_SIZE];
 };
 
-struct shim_sink *shim_sink_new(int fd);
-void shim_sink_free(struct shim_sink *sink);
-void shim_sink_redirect(struct shim_sink *sink, int fd);
+API struct shim_sink *shim_sink_new(int fd);
+API void shim_sink_free(struct shim_sink *sink);
+API void shim_sink_redirect(struct shim_sink *sink, int fd);
 int shim_sink_put(struct shim_sink *sink, struct shim_vcpu *vcpu, uint8_t byte);
 int shim_sink_wait(struct shim_vcpu *vcpu);
-int shim_sink_flush(struct shim_sink *sink);
-unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size);
+API int shim_sink_flush(struct shim_sink *sink);
+API unsigned shim_sink_take(struct shim_sink *sink, uint8_t *out, unsigned size);
 
 /* ------------------------------------------------------------------ devices */
 
 #define SHIM_IOAPIC_PINS KVM_IOAPIC_NUM_PINS
 #define SHIM_IOAPIC_LENGTH 0x100
 struct shim_ioapic;
-struct shim_ioapic *shim_ioapic_new(void);
+API struct shim_ioapic *shim_ioapic_new(void);
 void shim_ioapic_hold(struct shim_ioapic *ioapic);
-void shim_ioapic_put(struct shim_ioapic *ioapic);
-int shim_ioapic_connect(struct shim_ioapic *ioapic, int vm_fd,
-			const struct kvm_irq_routing *others);
-void shim_ioapic_disconnect(struct shim_ioapic *ioapic);
-int shim_ioapic_set_others(struct shim_ioapic *ioapic, const struct kvm_irq_routing *others);
-int shim_ioapic_resample(struct shim_ioapic *ioapic, unsigned pin, int eventfd);
-void shim_ioapic_set_line(struct shim_ioapic *ioapic, unsigned pin, bool level);
-int shim_ioapic_eoi(struct shim_ioapic *ioapic, struct shim_vcpu *vcpu, uint8_t vector);
-void shim_ioapic_state(struct shim_ioapic *ioapic, struct kvm_ioapic_state *state);
-void shim_ioapic_routes(struct shim_ioapic *ioapic, uint32_t *words);
+API void shim_ioapic_put(struct shim_ioapic *ioapic);
+API int shim_ioapic_connect(struct shim_ioapic *ioapic, int vm_fd,
+			    const struct kvm_irq_routing *others);
+API void shim_ioapic_disconnect(struct shim_ioapic *ioapic);
+API int shim_ioapic_set_others(struct shim_ioapic *ioapic, const struct kvm_irq_routing *others);
+API int shim_ioapic_resample(struct shim_ioapic *ioapic, unsigned pin, int eventfd);
+API void shim_ioapic_set_line(struct shim_ioapic *ioapic, unsigned pin, bool level);
+API int shim_ioapic_eoi(struct shim_ioapic *ioapic, struct shim_vcpu *vcpu, uint8_t vector);
+API void shim_ioapic_state(struct shim_ioapic *ioapic, struct kvm_ioapic_state *state);
+API void shim_ioapic_routes(struct shim_ioapic *ioapic, uint32_t *words);
 
 /* A device's interrupt: a pin of our I/O APIC, an eventfd, a line of the in-kernel irqchip, or
  * nothing. */
@@ -201,54 +214,54 @@ void shim_line_drop(struct shim_line *line);
 void shim_line_set(struct shim_line *line, bool level);
 
 struct shim_uart;
-struct shim_uart *shim_uart_new(struct shim_sink *sink);
-void shim_uart_free(struct shim_uart *uart);
-void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
-void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
-void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin);
-unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
-			   int space_eventfd);
-unsigned shim_uart_backlog(struct shim_uart *uart);
+API struct shim_uart *shim_uart_new(struct shim_sink *sink);
+API void shim_uart_free(struct shim_uart *uart);
+API void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
+API void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
+API void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin);
+API unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
+			       int space_eventfd);
+API unsigned shim_uart_backlog(struct shim_uart *uart);
 
-struct shim_device *shim_debugcon_new(struct shim_sink *sink);
-struct shim_device *shim_debug_exit_new(void);
-struct shim_post {
+API struct shim_device *shim_debugcon_new(struct shim_sink *sink);
+API struct shim_device *shim_debug_exit_new(void);
+API struct shim_post {
 	struct shim_device device;
 	uint64_t writes;
 	uint8_t last;
 };
-struct shim_post *shim_post_new(void);
-void shim_device_free(struct shim_device *device);
+API struct shim_post *shim_post_new(void);
+API void shim_device_free(struct shim_device *device);
 
 struct shim_i8042;
-struct shim_i8042 *shim_i8042_new(void);
-void shim_i8042_free(struct shim_i8042 *i8042);
-struct shim_device *shim_i8042_data(struct shim_i8042 *i8042);
-struct shim_device *shim_i8042_command(struct shim_i8042 *i8042);
+API struct shim_i8042 *shim_i8042_new(void);
+API void shim_i8042_free(struct shim_i8042 *i8042);
+API struct shim_device *shim_i8042_data(struct shim_i8042 *i8042);
+API struct shim_device *shim_i8042_command(struct shim_i8042 *i8042);
 
 struct shim_pm;
-struct shim_pm *shim_pm_new(void);
-void shim_pm_free(struct shim_pm *pm);
-void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
-void shim_pm_connect_ioapic(struct shim_pm *pm, struct shim_ioapic *ioapic, uint32_t pin);
-bool shim_pm_press_power_button(struct shim_pm *pm);
+API struct shim_pm *shim_pm_new(void);
+API void shim_pm_free(struct shim_pm *pm);
+API void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
+API void shim_pm_connect_ioapic(struct shim_pm *pm, struct shim_ioapic *ioapic, uint32_t pin);
+API bool shim_pm_press_power_button(struct shim_pm *pm);
 
-struct shim_device *shim_reset_control_new(void);
-struct shim_device *shim_pvpanic_new(void);
+API struct shim_device *shim_reset_control_new(void);
+API struct shim_device *shim_pvpanic_new(void);
 
 struct shim_rtc;
-struct shim_rtc *shim_rtc_new(void);
-void shim_rtc_free(struct shim_rtc *rtc);
-void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
-int64_t shim_rtc_offset(struct shim_rtc *rtc);
-int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
-int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, uint32_t pin);
-void shim_rtc_disconnect(struct shim_rtc *rtc);
+API struct shim_rtc *shim_rtc_new(void);
+API void shim_rtc_free(struct shim_rtc *rtc);
+API void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
+API int64_t shim_rtc_offset(struct shim_rtc *rtc);
+API int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
+API int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, uint32_t pin);
+API void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 /* ------------------------------------------------------------------ run.c, vcpu.c */
 
 /* A deferred write, in the order the guest made them. */
-struct shim_record {
+API struct shim_record {
 	uint64_t address;
 	uint64_t value;
 	uint64_t size; /* bytes; bits 16-47: the range's handler; bit 63: MMIO */
@@ -256,7 +269,7 @@ struct shim_record {
 };
 
 /* What the last stop was about. Python reads it as five u64. */
-struct shim_report {
+API struct shim_report {
 	uint64_t handler;
 	uint64_t address;
 	uint64_t size;
@@ -264,7 +277,7 @@ struct shim_report {
 	uint64_t value; /* of a write; of a read: Python puts the answer here */
 };
 
-enum shim_running {
+API enum shim_running {
 	SHIM_IDLE,
 	SHIM_RUNNING, /* a run is under way, in C or in a Python handler */
 	SHIM_PARKED,  /* one is under way, and paused */
@@ -272,7 +285,7 @@ enum shim_running {
 
 /* What others may look at while the vCPU runs: in the vCPU, or in memory that another process maps
  * (kvmpy/watch/publish.py). Written by the thread that runs the vCPU alone. */
-struct shim_counters {
+API struct shim_counters {
 	uint64_t exits[SHIM_EXIT_REASONS];
 	uint64_t handling_ns[SHIM_EXIT_REASONS]; /* from KVM_RUN's return to the next entry */
 	uint64_t guest_ns;                       /* inside KVM_RUN */
@@ -285,13 +298,13 @@ struct shim_counters {
 };
 
 /* Such memory: the counters of one machine's vCPUs. */
-struct shim_published {
+API struct shim_published {
 	uint32_t ended;
 	uint32_t unused[15];
 	struct shim_counters vcpus[];
 };
 
-struct shim_vcpu {
+API struct shim_vcpu {
 	int fd;
 	struct kvm_run *run;
 	size_t run_size;
@@ -356,40 +369,40 @@ struct shim_vcpu {
 	uint64_t entry_tsc, exit_tsc; /* around the last KVM_RUN that was timed */
 };
 
-struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
-				uint64_t sync_supported, int *error);
-int shim_vcpu_close(struct shim_vcpu *vcpu);
-void shim_vcpu_free(struct shim_vcpu *vcpu);
-int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
-int shim_vcpu_count_in(struct shim_vcpu *vcpu, struct shim_counters *counters);
+API struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
+				    uint64_t sync_supported, int *error);
+API int shim_vcpu_close(struct shim_vcpu *vcpu);
+API void shim_vcpu_free(struct shim_vcpu *vcpu);
+API int shim_vcpu_ring(struct shim_vcpu *vcpu, uint64_t records);
+API int shim_vcpu_count_in(struct shim_vcpu *vcpu, struct shim_counters *counters);
 
 static inline bool shim_wanted_out(const struct shim_vcpu *vcpu)
 {
 	return __atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_SEQ_CST);
 }
 
-int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits);
-int shim_resume(struct shim_vcpu *vcpu);
-void shim_finish(struct shim_vcpu *vcpu);
-int shim_sync(struct shim_vcpu *vcpu, uint64_t fields);
-int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
-int shim_complete(struct shim_vcpu *vcpu);
-int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
+API int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits);
+API int shim_resume(struct shim_vcpu *vcpu);
+API void shim_finish(struct shim_vcpu *vcpu);
+API int shim_sync(struct shim_vcpu *vcpu, uint64_t fields);
+API int shim_settle(struct shim_vcpu *vcpu, uint64_t fields);
+API int shim_complete(struct shim_vcpu *vcpu);
+API int shim_answer(struct shim_vcpu *vcpu, const uint8_t *data, size_t length);
 
 /* ------------------------------------------------------------------ pause.c, place.c */
 
 void shim_move_gate(struct shim_vcpu *vcpu);
 int shim_ending(struct shim_vcpu *vcpu);
-void shim_pause(struct shim_vcpu *vcpu);
-unsigned shim_unpause(struct shim_vcpu *const *vcpus, unsigned count);
-int shim_pause_wait(struct shim_vcpu *vcpu, int64_t until, bool in_a_run);
-unsigned shim_pauses(const struct shim_vcpu *vcpu);
+API void shim_pause(struct shim_vcpu *vcpu);
+API unsigned shim_unpause(struct shim_vcpu *const *vcpus, unsigned count);
+API int shim_pause_wait(struct shim_vcpu *vcpu, int64_t until, bool in_a_run);
+API unsigned shim_pauses(const struct shim_vcpu *vcpu);
 int shim_park(struct shim_vcpu *vcpu);
-int shim_thread(const struct shim_vcpu *vcpu);
-int shim_place(struct shim_vcpu *vcpu, const uint8_t *mask, unsigned length);
+API int shim_thread(const struct shim_vcpu *vcpu);
+API int shim_place(struct shim_vcpu *vcpu, const uint8_t *mask, unsigned length);
 int shim_take_place(struct shim_vcpu *vcpu);
-int shim_set_scheduling(int thread, const int64_t *words);
-int shim_get_scheduling(int thread, int64_t *words);
+API int shim_set_scheduling(int thread, const int64_t *words);
+API int shim_get_scheduling(int thread, int64_t *words);
 
 /* ------------------------------------------------------------------ registers.c */
 
@@ -404,32 +417,32 @@ int shim_fetch(struct shim_vcpu *vcpu, uint64_t fields);
 
 /* ------------------------------------------------------------------ dirty.c */
 
-int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries);
+API int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries);
 int shim_dirty_detach(struct shim_vcpu *vcpu);
 void shim_dirty_unmap(struct shim_vcpu *vcpu);
-unsigned shim_dirty_harvest(struct shim_vcpu *vcpu, uint64_t *words, unsigned room);
+API unsigned shim_dirty_harvest(struct shim_vcpu *vcpu, uint64_t *words, unsigned room);
 
 /* ------------------------------------------------------------------ exits.c */
 
 #define SHIM_DECODE_WORDS 24
-unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);
+API unsigned shim_decode(const struct shim_vcpu *vcpu, uint64_t *words);
 
 /* ------------------------------------------------------------------ replies.c */
 
 enum shim_pending shim_reply_begin(struct kvm_run *run);
-int shim_reply(struct shim_vcpu *vcpu, uint64_t value);
-int shim_refuse(struct shim_vcpu *vcpu);
+API int shim_reply(struct shim_vcpu *vcpu, uint64_t value);
+API int shim_refuse(struct shim_vcpu *vcpu);
 
 /* ------------------------------------------------------------------ kick.c */
 
 int shim_kick_init(void);
 int shim_kick_thread(void);
-int shim_kick_signal(void);
-void shim_kick(struct shim_vcpu *vcpu);
+API int shim_kick_signal(void);
+API void shim_kick(struct shim_vcpu *vcpu);
 void shim_get_out(struct shim_vcpu *vcpu);
 bool shim_kick_attend(struct shim_vcpu *vcpu);
 void shim_kick_ignore(void);
-void shim_name_thread(const char *name);
+API void shim_name_thread(const char *name);
 int shim_kick_enter(struct shim_vcpu *vcpu);
 void shim_kick_leave(struct shim_vcpu *vcpu);
 int shim_kick_arm(struct shim_vcpu *vcpu);
@@ -437,41 +450,16 @@ void shim_kick_forward(void);
 void shim_kick_recall(struct shim_vcpu *vcpu);
 int64_t shim_now(void);
 
-int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
-int shim_ioctl_with(int fd, unsigned long request, void *argument);
+API int shim_ioctl(int fd, unsigned long request, uintptr_t argument);
+API int shim_ioctl_with(int fd, unsigned long request, void *argument);
 
 /* ------------------------------------------------------------------ handout.c */
 
-struct shim_published *shim_published_map(int fd, size_t size, int *error);
-void shim_published_unmap(struct shim_published *published, size_t size);
+API struct shim_published *shim_published_map(int fd, size_t size, int *error);
+API void shim_published_unmap(struct shim_published *published, size_t size);
 struct shim_handout;
-int shim_handout_open(struct shim_handout **handout, const uint8_t *name, size_t name_length,
-		      const uint8_t *message, size_t length, const int *fds, unsigned fd_count);
-void shim_handout_close(struct shim_handout *handout);
-
-/* ------------------------------------------------------------------ cpu.c */
-
-void shim_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
-void shim_spin(uint32_t rounds);
-uint64_t shim_tsc(void);
-uint32_t shim_spin_ticks(uint32_t rounds);
-void shim_host_calls(int64_t number, uint32_t records, uint32_t *ticks);
-int shim_count_guest(uint32_t type, uint64_t config);
-
-/* ------------------------------------------------------------------ hosttry.c */
-
-/* What ended a try: a signal, and the exception behind it as the kernel passes it on. */
-struct shim_host_try {
-	int32_t signal; /* 0: the process ended by itself */
-	bool reported;  /* it came to its end; rax and rdx are what it left there */
-	uint32_t vector;
-	uint32_t error_code;
-	uint64_t address; /* CR2 */
-	uint64_t rax;
-	uint64_t rdx;
-};
-
-int shim_host_try(const void *code, uint32_t size, uint32_t entry, uint64_t operand,
-		  const void *scratch, uint32_t scratch_size, struct shim_host_try *result);
+API int shim_handout_open(struct shim_handout **handout, const uint8_t *name, size_t name_length,
+			  const uint8_t *message, size_t length, const int *fds, unsigned fd_count);
+API void shim_handout_close(struct shim_handout *handout);
 
 #endif

@@ -1,10 +1,10 @@
 /*
  * Virtio 1.x devices behind virtio-mmio (OASIS "Virtual I/O Device (VIRTIO) Version 1.2").
  *
- *   virtqueue.c      split rings: what the driver offers, checked; what the device hands back
- *   virtio_mmio.c    the register file, as a shim_device: vCPU exits to it never leave C
- *   virtio_worker.c  one thread per device, its eventfds, start and stop
- *   virtio_rng.c, virtio_blk.c, virtio_net.c, virtio_console.c  the devices
+ *   virtqueue.c  split rings: what the driver offers, checked; what the device hands back
+ *   mmio.c       the register file, as a shim_device: vCPU exits to it never leave C
+ *   worker.c     one thread per device, its eventfds, start and stop
+ *   rng.c, blk.c, net.c, console.c  the devices
  *
  * A device is a struct that begins with a struct virtio_device and fills in its operations,
  * features, queues and config space:
@@ -63,7 +63,7 @@
 #define VIRTIO_SEGMENTS 1024
 
 /* A piece of guest physical memory. */
-struct virtio_region {
+API struct virtio_region {
 	uint64_t gpa, size;
 	uint8_t *hva;
 	bool read_only; /* for the guest, and so for a device on its behalf */
@@ -146,7 +146,7 @@ struct virtio_statistics {
 	_Atomic uint64_t accesses;      /* exits to the register file */
 };
 
-struct virtio_device {
+API struct virtio_device {
 	struct shim_device device; /* first: the bus knows no more of it */
 	const struct virtio_ops *ops;
 	uint32_t id;
@@ -257,34 +257,34 @@ int virtio_mmio_access(struct shim_device *shim, struct shim_vcpu *vcpu, uint64_
 
 /* ------------------------------------------------------------------ for Python */
 
-struct virtio_device *shim_virtio_rng_new(void);
-struct virtio_device *shim_virtio_blk_new(int fd, uint64_t sectors, bool read_only,
-					  const char *serial);
-struct virtio_device *shim_virtio_net_new(int fd, const uint8_t *mac);
-struct virtio_device *shim_virtio_console_new(int fd, uint64_t keep, uint16_t columns,
-					      uint16_t rows);
-unsigned shim_virtio_console_receive(struct virtio_device *device, const uint8_t *data,
-				     unsigned length, int space_eventfd);
-unsigned shim_virtio_console_backlog(struct virtio_device *device);
-void shim_virtio_console_redirect(struct virtio_device *device, int fd, uint64_t keep);
-int shim_virtio_console_flush(struct virtio_device *device, int64_t timeout_ns);
-void shim_virtio_console_resize(struct virtio_device *device, uint16_t columns, uint16_t rows);
+API struct virtio_device *shim_virtio_rng_new(void);
+API struct virtio_device *shim_virtio_blk_new(int fd, uint64_t sectors, bool read_only,
+					      const char *serial);
+API struct virtio_device *shim_virtio_net_new(int fd, const uint8_t *mac);
+API struct virtio_device *shim_virtio_console_new(int fd, uint64_t keep, uint16_t columns,
+						  uint16_t rows);
+API unsigned shim_virtio_console_receive(struct virtio_device *device, const uint8_t *data,
+					 unsigned length, int space_eventfd);
+API unsigned shim_virtio_console_backlog(struct virtio_device *device);
+API void shim_virtio_console_redirect(struct virtio_device *device, int fd, uint64_t keep);
+API int shim_virtio_console_flush(struct virtio_device *device, int64_t timeout_ns);
+API void shim_virtio_console_resize(struct virtio_device *device, uint16_t columns, uint16_t rows);
 
 /* Start: regions sorted by gpa, mapped until shim_virtio_stop() has returned. Stop: the device is
  * reset, and its worker and eventfds are gone. Both from any thread, and stop as often as one
  * likes. Close: stop, and give the back end back. 0 or -errno. */
-int shim_virtio_start(struct virtio_device *device, const struct virtio_region *regions,
-		      unsigned count);
-int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_region *regions,
-			   unsigned count);
-void shim_virtio_stop(struct virtio_device *device);
-void shim_virtio_close(struct virtio_device *device);
-void shim_virtio_free(struct virtio_device *device);
-const char *shim_virtio_fault(struct virtio_device *device, unsigned *queue);
-int shim_virtio_queue_fd(const struct virtio_device *device, unsigned queue);
-int shim_virtio_interrupt_fd(const struct virtio_device *device);
-unsigned shim_virtio_queues(const struct virtio_device *device);
+API int shim_virtio_start(struct virtio_device *device, const struct virtio_region *regions,
+			  unsigned count);
+API int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_region *regions,
+			       unsigned count);
+API void shim_virtio_stop(struct virtio_device *device);
+API void shim_virtio_close(struct virtio_device *device);
+API void shim_virtio_free(struct virtio_device *device);
+API const char *shim_virtio_fault(struct virtio_device *device, unsigned *queue);
+API int shim_virtio_queue_fd(const struct virtio_device *device, unsigned queue);
+API int shim_virtio_interrupt_fd(const struct virtio_device *device);
+API unsigned shim_virtio_queues(const struct virtio_device *device);
 #define SHIM_VIRTIO_STATISTICS 7
-void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
+API void shim_virtio_statistics(const struct virtio_device *device, uint64_t *words);
 
 #endif

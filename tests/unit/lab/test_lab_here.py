@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from kvmpy import _native
+from kvmpy import _measure
 from kvmpy.lab import tries as _tries
 
-lib, ffi = _native.lib, _native.ffi
+lib, ffi = _measure.lib, _measure.ffi
 PAGE_FAULT, GENERAL_PROTECTION, INVALID_OPCODE, DIVIDE = 14, 13, 6, 0
 
 
 def attempt(code: bytes, *, entry: int = 0, operand: int = 0, memory: bytes = b"") -> object:
     """What became of machine code; raises OSError."""
-    result = ffi.new("struct shim_host_try *")
-    error = lib.shim_host_try(code, len(code), entry, operand, memory, len(memory), result)
+    result = ffi.new("struct measure_host_try *")
+    error = lib.measure_host_try(code, len(code), entry, operand, memory, len(memory), result)
     if error:
         raise OSError(-error, os.strerror(-error))
     return result
