@@ -10,7 +10,7 @@ leaving ring 3 (a gap of that module), so there the call is INT3, through a gate
 import sys
 
 import kvmpy
-from kvmpy.probe.verdict import module_name
+from kvmpy.host.module import module_name
 
 KERNEL = """
         mov     rax, rdi        # the system call: rax = rdi + rsi
