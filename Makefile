@@ -23,7 +23,7 @@ help:
 	@echo "make api-coverage  every ioctl, exit and capability, and which run proved it"
 	@echo "make test-asan  the shim under ASan and UBSan       make test-valgrind  under memcheck"
 	@echo "make bench      figures             make bench-linux  beside QEMU, on the SVM rig"
-	@echo "make lint       ruff, mypy, C warnings"
+	@echo "make lint       ruff, imports, mypy, C warnings"
 
 # ---- set-up
 
@@ -161,6 +161,7 @@ test-valgrind: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/mypy --strict examples
 	$(CC) -std=gnu11 -O2 -Wall -Wextra -Werror -fsyntax-only $(NATIVE_H) $(NATIVE_C)

@@ -19,7 +19,7 @@ _TABLE = """
 cpuid.cpuid: Cpuid Leaf
 debug.breakpoints: Breakpoint
 debug.stepping: Step
-device: Attributes Device
+device: Device
 devices.ioapic: Ioapic
 devices.platform: I8042 PowerManagement PvPanic ResetControl
 devices.ports: DebugConsole PostPort
@@ -40,6 +40,7 @@ exits.reasons: Xen
 interrupts.irqchips: IoapicState PicState PitState RedirectionEntry
 interrupts.lines: IrqStatus
 interrupts.routing: HvSintRoute IrqchipRoute MsiMessage MsiRoute XenEventRoute
+ioctls.attributes: Attributes
 kvm: KVM
 machine.machine: Machine
 memory.dirty_pages: DirtyPages

@@ -30,7 +30,6 @@ from .debug.stepping import (
     Step as Step,
 )
 from .device import (
-    Attributes as Attributes,
     Device as Device,
 )
 from .devices.ioapic import (
@@ -149,6 +148,9 @@ from .interrupts.routing import (
 from .ioctls import (
     capabilities as capabilities,
     enabling as enabling,
+)
+from .ioctls.attributes import (
+    Attributes as Attributes,
 )
 from .kvm import (
     KVM as KVM,

@@ -7,7 +7,6 @@ import os
 
 from . import ioctls
 from .cpuid.kvm import KvmCpuid
-from .device import Attributes
 from .errors import (
     KvmBrokenError,
     KvmBusyError,
@@ -19,6 +18,7 @@ from .errors import (
     UnsupportedError,
 )
 from .ioctls import capabilities
+from .ioctls.attributes import Attributes
 from .memory.guest_memfd import VmType, decode_vm_types
 from .msrs.msrs import KvmMsrs
 from .shim import ffi, lib

@@ -11,7 +11,7 @@ from .fd import Descriptor
 from .ioctls import capabilities
 
 if TYPE_CHECKING:
-    from .cpuid.kvm import KvmCpuid
+    from .kvm import KVM
     from .memory.guest import GuestMemory
     from .run.bus import Bus
 
@@ -29,7 +29,7 @@ class VmFd(Descriptor):
     #: Entries of each vCPU's dirty ring, 0 without.
     dirty_ring_entries: int = 0
     _bus: Bus | None = None
-    _kvm: KvmCpuid
+    _kvm: KVM
     # Every vCPU that was made. Held weakly: one that nobody holds is to go at once.
     _vcpus: list[weakref.ref[Any]]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import ioctls
-from ..device import Attributes
 from ..errors import UnsupportedError
+from ..ioctls.attributes import Attributes
 from ..shim import ffi, lib
 from ..vcpu_fd import VcpuFd
 

@@ -6,6 +6,7 @@ values mean: :func:`describe`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -220,6 +221,10 @@ def _indices(ioctl: ioctls.Ioctl, fd: int) -> tuple[int, ...]:
 
 class KvmMsrs(Descriptor):
     """MSRs on /dev/kvm."""
+
+    @functools.cached_property
+    def _listed_msrs(self) -> tuple[int, ...]:
+        return self.msr_indices()
 
     def msr_indices(self) -> tuple[int, ...]:
         """KVM_GET_MSR_INDEX_LIST: the MSRs that make up a vCPU's state here.

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from .. import ioctls
 from ..cpuid.cpuid import Cpuid
-from ..kvm import KVM
 from ..msrs.msrs import CHUNK
 from ..shim import ffi
 
@@ -32,19 +31,10 @@ _UNLISTED_BY_FEATURE: Final = {
 #: In the list and no state: Hyper-V's reference counter and frequencies, which KVM derives.
 _DERIVED: Final = frozenset((0x40000020, 0x40000022, 0x40000023))
 
-_listed: list[tuple[int, ...]] = []
 
-
-def _host_list() -> tuple[int, ...]:
-    if not _listed:
-        with KVM() as kvm:
-            _listed.append(kvm.msr_indices())
-    return _listed[0]
-
-
-def state_msrs(mcg_cap: int, cpuid: Cpuid) -> tuple[int, ...]:
-    """The MSRs to save: KVM's list, the MTRRs, the machine-check banks that ``mcg_cap`` counts,
-    and what goes with CPUID's features.
+def state_msrs(listed: tuple[int, ...], mcg_cap: int, cpuid: Cpuid) -> tuple[int, ...]:
+    """The MSRs to save: KVM's list (``listed``), the MTRRs, the machine-check banks that
+    ``mcg_cap`` counts, and what goes with CPUID's features.
 
     The TSC comes first and the TSC deadline last: it counts in the TSC that was set before.
     """
@@ -56,7 +46,7 @@ def state_msrs(mcg_cap: int, cpuid: Cpuid) -> tuple[int, ...]:
         leaf = cpuid.get(function)
         if leaf and leaf.ecx >> bit & 1:
             extra += unlisted
-    between = dict.fromkeys((*_host_list(), *extra))
+    between = dict.fromkeys((*listed, *extra))
     left_out = _DERIVED | {TSC, TSC_DEADLINE, MCG_CAP}
     return (TSC, *(index for index in between if index not in left_out), TSC_DEADLINE)
 

@@ -63,7 +63,7 @@ def save(cpu: VcpuParts) -> VcpuState:
         "lapic": get(cpu, fd, Lapic, ioctls.KVM_GET_LAPIC) if cpu.has_lapic else None,
     }
     cpuid, mcg_cap = cpu.get_cpuid(), get_mcg_cap(fd)
-    msrs, refused = msr_list.read(fd, msr_list.state_msrs(mcg_cap, cpuid))
+    msrs, refused = msr_list.read(fd, msr_list.state_msrs(cpu.vm._kvm._listed_msrs, mcg_cap, cpuid))
     return VcpuState(
         host=HostIdentity.here(),
         vcpu_id=cpu.id,
