@@ -17,7 +17,6 @@ from .errors import (
     KvmVersionError,
     UnsupportedError,
 )
-from .ioctls import capabilities
 from .ioctls.attributes import Attributes
 from .memory.guest_memfd import VmType, decode_vm_types
 from .msrs.msrs import KvmMsrs
@@ -77,18 +76,6 @@ class KVM(KvmCpuid, KvmMsrs):
                 f"{path} speaks KVM API version {version}, not {API_VERSION}.",
                 "Use a kernel of 2007 or later.",
             )
-
-    def check_extension(self, capability: int | str) -> int:
-        """KVM_CHECK_EXTENSION: 0 if absent, else 1 or a number the capability defines.
-
-        ``capability``: its number, or its name ("KVM_CAP_SYNC_REGS").
-        Raises ValueError for a name that is not known here.
-
-        >>> kvm.check_extension("KVM_CAP_USER_MEMORY")
-        1
-        """
-        number = capabilities.number(capability)
-        return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
 
     def create_vm(self, machine_type: int = 0) -> int:
         """KVM_CREATE_VM: a new VM's descriptor. ``machine_type``: a VmType.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import ioctls
 from .errors import ClosedError
-from .fd import Descriptor
 from .ioctls import capabilities
+from .ioctls.capabilities import Asked
 
 if TYPE_CHECKING:
     from .kvm import KVM
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from .run.bus import Bus
 
 
-class VmFd(Descriptor):
+class VmFd(Asked):
     """A VM's descriptor (KVM API, "4.2 KVM_CREATE_VM"). :class:`kvmpy.VM` is all of its topics."""
 
     _what = "VM"
@@ -46,15 +45,6 @@ class VmFd(Descriptor):
 
     def _held_vcpus(self) -> list[Any]:
         return [vcpu for ref in self._vcpus if (vcpu := ref()) is not None]
-
-    def check_extension(self, capability: int | str) -> int:
-        """KVM_CHECK_EXTENSION on the VM, by number or name: can differ from what /dev/kvm says.
-
-        >>> vm.check_extension("KVM_CAP_USER_MEMORY")
-        1
-        """
-        number = capabilities.number(capability)
-        return ioctls.KVM_CHECK_EXTENSION(self.fileno(), number, f"{capability}")
 
     def enable_capability(self, capability: int | str, *args: int, flags: int = 0) -> None:
         """KVM_ENABLE_CAP on the VM, by number or name, with up to four arguments of 64 bits

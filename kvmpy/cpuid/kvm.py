@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 
 from .. import ioctls
-from ..errors import UnsupportedError
-from ..fd import Descriptor
+from ..ioctls import capabilities
+from ..ioctls.capabilities import Asked
 from ..ioctls.growing import read_table
-from ..shim import lib
 from ..values import replace
 from .cpuid import Cpuid
 
@@ -21,7 +20,7 @@ def _table(ioctl: ioctls.Ioctl, fd: int) -> Cpuid:
     return Cpuid._from_c(read_table(ioctl, fd))
 
 
-class KvmCpuid(Descriptor):
+class KvmCpuid(Asked):
     """CPUID on /dev/kvm."""
 
     def supported_cpuid(self) -> Cpuid:
@@ -33,12 +32,11 @@ class KvmCpuid(Descriptor):
         >>> "hypervisor" in kvm.supported_cpuid(), "sse2" in kvm.supported_cpuid()
         (True, True)
         """
-        fd = self.fileno()
-        table = _table(ioctls.KVM_GET_SUPPORTED_CPUID, fd)
+        table = _table(ioctls.KVM_GET_SUPPORTED_CPUID, self.fileno())
         first = table.get(1)
         if first is None:
             return table
-        deadline = ioctls.KVM_CHECK_EXTENSION(fd, lib.KVM_CAP_TSC_DEADLINE_TIMER) > 0
+        deadline = self.check_extension("KVM_CAP_TSC_DEADLINE_TIMER") > 0
         return table.with_leaf(replace(first, ecx=first.ecx | 1 << 31 | deadline << 24))
 
     def emulated_cpuid(self) -> Cpuid:
@@ -60,12 +58,8 @@ class KvmCpuid(Descriptor):
         >>> if kvm.check_extension("KVM_CAP_SYS_HYPERV_CPUID"):
         ...     assert kvm.supported_hyperv_cpuid()[0x4000_0001].eax == 0x3123_7648  # "Hv#1"
         """
-        fd = self.fileno()
-        if not ioctls.KVM_CHECK_EXTENSION(fd, lib.KVM_CAP_SYS_HYPERV_CPUID):
-            raise UnsupportedError(
-                "this KVM has no KVM_CAP_SYS_HYPERV_CPUID", "KVM_CAP_SYS_HYPERV_CPUID"
-            )
-        return _table(ioctls.KVM_GET_SUPPORTED_HV_CPUID, fd)
+        capabilities.require(self, "KVM_CAP_SYS_HYPERV_CPUID")
+        return _table(ioctls.KVM_GET_SUPPORTED_HV_CPUID, self.fileno())
 
     def host_cpuid(self, vcpu_id: int, *, lapic: bool) -> Cpuid:
         """All that KVM supports, made vCPU ``vcpu_id``'s own: what :meth:`VM.vcpu` gives it.

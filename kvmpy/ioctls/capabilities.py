@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import functools
-from typing import Protocol
 
 from ..errors import UnsupportedError
+from ..fd import Descriptor
 from ..shim import ffi, lib
-from . import KVM_ENABLE_CAP, lacks
+from . import KVM_CHECK_EXTENSION, KVM_ENABLE_CAP, lacks
 
 PREFIX = "KVM_CAP_"
 
@@ -63,10 +63,20 @@ def name(capability: int | str) -> str:
     return _by_number().get(value, str(value))
 
 
-class Asked(Protocol):
+class Asked(Descriptor):
     """What answers KVM_CHECK_EXTENSION: a KVM or a VM."""
 
-    def check_extension(self, capability: int | str) -> int: ...
+    def check_extension(self, capability: int | str) -> int:
+        """KVM_CHECK_EXTENSION: 0 if KVM lacks the capability, else 1 or a number that the
+        capability defines. A VM's answer can differ from that of /dev/kvm.
+
+        ``capability``: its number, or its name ("KVM_CAP_SYNC_REGS").
+        Raises ValueError for a name that is not known here.
+
+        >>> kvm.check_extension("KVM_CAP_USER_MEMORY"), vm.check_extension("USER_MEMORY")
+        (1, 1)
+        """
+        return KVM_CHECK_EXTENSION(self.fileno(), number(capability), f"{capability}")
 
 
 def require(asked: Asked, capability: str) -> int:

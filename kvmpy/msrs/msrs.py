@@ -12,9 +12,9 @@ from typing import Any
 
 from .. import ioctls
 from ..errors import ClosedError, MsrError, UnsupportedError
-from ..fd import Descriptor
+from ..ioctls.capabilities import Asked
 from ..ioctls.growing import read_table
-from ..shim import ffi, lib
+from ..shim import ffi
 
 #: KVM takes fewer than MAX_IO_MSRS = 256 entries at once.
 CHUNK = 255
@@ -189,14 +189,13 @@ class FeatureMsrs(_Reader):
         return tuple(name_of(index) for index in self)
 
     def _fd(self) -> int:
-        fd = self._kvm.fileno()
-        if not ioctls.KVM_CHECK_EXTENSION(fd, lib.KVM_CAP_GET_MSR_FEATURES):
+        if not self._kvm.check_extension("KVM_CAP_GET_MSR_FEATURES"):
             raise UnsupportedError(
                 "this KVM has no feature MSRs to read: KVM_CAP_GET_MSR_FEATURES is missing "
                 "(Linux 4.17 and later have it)",
                 "KVM_CAP_GET_MSR_FEATURES",
             )
-        return fd
+        return self._kvm.fileno()
 
     def __repr__(self) -> str:
         try:
@@ -219,7 +218,7 @@ def _indices(ioctl: ioctls.Ioctl, fd: int) -> tuple[int, ...]:
     return tuple(table.indices[i] for i in range(table.nmsrs))
 
 
-class KvmMsrs(Descriptor):
+class KvmMsrs(Asked):
     """MSRs on /dev/kvm."""
 
     @functools.cached_property
