@@ -180,7 +180,7 @@ class Surroundings:
         self._found = disturbance.examine(verdict, pinned_cpu, _Unbound(allowed))
         if warned and self._found:
             warned(self._found)
-        self._watch = disturbance.Watch(pinned_cpu)
+        self._watch = disturbance.DisturbanceWatch(pinned_cpu)
         self._started, self._waited = time.monotonic(), run_delay()
 
     def warnings(self) -> tuple[str, ...]:

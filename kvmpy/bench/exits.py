@@ -112,11 +112,11 @@ class _Guest:
 
     def _attach(self) -> None:
         symbols, bus = self.image, self.vm.bus
-        bus.count(True, symbols["DONE"], 4)
-        bus.count(True, symbols["MMIO_SHIM"], 4)
-        bus.count(False, symbols["PORT_SHIM"], 1)
-        bus.handle(True, symbols["MMIO_PYTHON"], 4, _take)
-        bus.handle(False, symbols["PORT_PYTHON"], 1, _take)
+        bus.count(symbols["DONE"], 4, mmio=True)
+        bus.count(symbols["MMIO_SHIM"], 4, mmio=True)
+        bus.count(symbols["PORT_SHIM"], 1)
+        bus.handle(symbols["MMIO_PYTHON"], 4, _take, mmio=True)
+        bus.handle(symbols["PORT_PYTHON"], 1, _take)
         if self.way.path.startswith("doorbell"):
             self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             pio = self.way.path == "doorbell-pio"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import KvmpyError
 from ..exits.explain import headline
 from ..exits.reasons import Exit, GuestException, Timeout
-from ..guests.image import ORIGIN, Image
+from ..guests.image import ORIGIN, GuestProgram
 from ..x86.exceptions import VECTORS
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class GuestFailed(KvmpyError):
         self.vector = vector
 
 
-def instruction_at(image: Image, address: int) -> str:
+def instruction_at(image: GuestProgram, address: int) -> str:
     """The instruction at an address of the guest, by name; else the address with its label.
 
     >>> image = kvmpy.guests.image.load("syscall-long64")
@@ -64,7 +64,7 @@ def instruction_at(image: Image, address: int) -> str:
     return f"{label}+{address - image[label]:#x}" if label else f"{address:#x}"
 
 
-def describe(cpu: VCPU, image: Image, exit: Exit, timeout: float) -> GuestFailed:
+def describe(cpu: VCPU, image: GuestProgram, exit: Exit, timeout: float) -> GuestFailed:
     """The failure that an exit stands for.
 
     >>> image = kvmpy.guests.image.load("syscall-long64")

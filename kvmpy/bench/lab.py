@@ -74,7 +74,7 @@ class Lab:
         self.vm = VM(_MEMORY)
         try:
             self.cpu = self.vm.vcpu(pin=pin, cpuid=cpuid)
-            self.vm.bus.count(True, self.image["DONE"], 4)
+            self.vm.bus.count(self.image["DONE"], 4, mmio=True)
         except BaseException:
             self.vm.close()
             raise

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Outcome = Literal["native", "interpreted", "emulated-by-kvm", "fails"]
-OUTCOMES: Final[tuple[Outcome, ...]] = typing.get_args(Outcome)
+RowOutcome = Literal["native", "interpreted", "emulated-by-kvm", "fails"]
+OUTCOMES: Final[tuple[RowOutcome, ...]] = typing.get_args(RowOutcome)
 Unit = Literal["ticks", "ns"]
 Kind = Literal["path", "baseline", "calibration", "host", "exit"]
 Measure = Literal["round-trip", "entry", "handler", "return", "single-shot"]
@@ -76,7 +76,7 @@ class Row:
     block: int | None = None
     vms: tuple[int, ...] = ()
     alignments: tuple[int, ...] = ()
-    outcome: Outcome = "native"
+    outcome: RowOutcome = "native"
     failure: str = ""
     vector: int | None = None
     canaries: tuple[Canary, ...] = ()
@@ -172,8 +172,8 @@ __all__ = [
     "Disclosure",
     "Kind",
     "Measure",
-    "Outcome",
     "Reference",
     "Row",
+    "RowOutcome",
     "Unit",
 ]

@@ -102,19 +102,6 @@ def mad(samples: Sequence[float]) -> float:
     return median(abs(sample - middle) for sample in samples)
 
 
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """The sample below which ``percent`` (0 to 100) of all lie, interpolated between neighbours.
-
-    Raises ValueError without samples, if one is not finite, or for another ``percent``.
-
-    >>> kvmpy.bench.stats.percentile([10, 20, 30], 75)
-    25.0
-    """
-    if not 0 <= percent <= 100:
-        raise ValueError(f"{percent} is not a percentage")
-    return _quantile(sorted(checked(samples)), percent / 100)
-
-
 def _quantile(ordered: Sequence[float], share: float) -> float:
     position = (len(ordered) - 1) * share
     below = math.floor(position)

@@ -13,11 +13,11 @@ from ..errors import ImageError
 if TYPE_CHECKING:
     from .image import BytesLike
 
-    Image: TypeAlias = BytesLike | str | os.PathLike[str]
+    ImageSource: TypeAlias = BytesLike | str | os.PathLike[str]
 
 
 @contextmanager
-def content(image: Image) -> Iterator[BytesLike]:
+def content(image: ImageSource) -> Iterator[BytesLike]:
     """The bytes of an image: a file's are mapped where they can be."""
     if not isinstance(image, (str, os.PathLike)):
         yield image

@@ -37,8 +37,6 @@ BZIMAGE_ADDRESS = 0x10_0000
 # says so (Documentation/arch/x86/zero-page.rst).
 BOOT_PARAMS_SIZE = 4096
 ACPI_RSDP_ADDR = 0x070
-EXT_RAMDISK_IMAGE = 0x0C0
-EXT_RAMDISK_SIZE = 0x0C4
 E820_ENTRIES = 0x1E8
 HDR = 0x1F1
 HDR_BASE = 0x202  # what the jump at 0x200 is relative to, and so the end of the header

@@ -11,8 +11,6 @@ import json
 from ..probe.doctor import Check, Diagnosis, examine
 from . import report
 
-NAME = "doctor"
-HELP = "can this host run guests, and if not, what to do"
 _OK, _NO_KVM = 0, 69
 
 

@@ -12,9 +12,6 @@ from ..ioctls.capabilities import PREFIX
 from ..probe.capabilities import GROUPS, value_text
 from . import report
 
-NAME = "info"
-HELP = "what this host's KVM offers"
-
 _MODES = {
     "real": "real, 16-bit",
     "protected": "protected, 32-bit",

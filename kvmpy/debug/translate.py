@@ -65,7 +65,7 @@ class VcpuTranslate(VcpuFd):
         ioctls.KVM_TRANSLATE(self._settle(0), structure, f"gva {gva:#x}")
         return Translation.from_c(structure)
 
-    def walk(self, gva: int) -> walks.Translation:
+    def walk(self, gva: int) -> walks.PageWalk:
         """Translate a guest virtual (linear) address by hand, through the tables that CR3 points
         to, and keep every entry on the way; ``str()`` of the result shows them with their flags.
 

@@ -6,7 +6,7 @@ from ..lazy import attach
 _TABLE = """
 ioapic: Ioapic
 platform: I8042 PowerManagement PvPanic ResetControl
-ports: DebugConsole DebugExit PostPort
+ports: DebugConsole DebugExitPort PostPort
 rtc: Rtc
 sink: Sink
 uart: Uart

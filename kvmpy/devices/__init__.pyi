@@ -17,7 +17,7 @@ from .platform import (
 )
 from .ports import (
     DebugConsole as DebugConsole,
-    DebugExit as DebugExit,
+    DebugExitPort as DebugExitPort,
     PostPort as PostPort,
 )
 from .rtc import (

@@ -41,7 +41,7 @@ class DebugConsole:
         return self.sink.output
 
 
-class DebugExit:
+class DebugExitPort:
     """Ends the run: a write comes back from ``run()`` as DebugExit(status). By custom at 0xF4.
 
     The value of an 8-, 16- or 32-bit write is the status.

@@ -25,7 +25,7 @@ _PLAIN: Final = {b"\x0f\xae\xe8": b"\x0f\x1f\x00", b"\x0f\x01\xf9": b"\x0f\x31\x
 
 
 @dataclass(frozen=True)
-class Image:
+class GuestProgram:
     """``symbols``: exported addresses and numbers by name. ``stamps``: addresses of the stamps'
     instructions that the instruction emulator does not know. ``user_cs``: selector of ring 3's
     code."""
@@ -76,7 +76,7 @@ class Image:
 
 
 @functools.cache
-def load(name: str) -> Image:
+def load(name: str) -> GuestProgram:
     """The image NAME.bin of the package, linked with exports.ld.
 
     >>> kvmpy.guests.image.load("syscall-compat32").stamps != ()
@@ -94,4 +94,4 @@ def load(name: str) -> Image:
         at = end + 1
     addresses = struct.unpack_from(f"<{(stamps_end - stamps) // 4}I", code, stamps)
     user_cs = USER_CODE32 if name.endswith("32") else USER_CODE64
-    return Image(code, user_cs, MappingProxyType(symbols), addresses)
+    return GuestProgram(code, user_cs, MappingProxyType(symbols), addresses)

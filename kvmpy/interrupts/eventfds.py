@@ -106,7 +106,7 @@ class VmEvents(VmInterrupts):
         detail = f"eventfd {request.fd}, {'port' if pio else 'gpa'} {address:#x}, length {length}"
         ioctls.KVM_IOEVENTFD(self.fileno(), request, detail)
 
-    def coalesce(self, address: int, size: int, pio: bool = False) -> None:
+    def coalesce(self, address: int, size: int, *, pio: bool = False) -> None:
         """KVM_REGISTER_COALESCED_MMIO: have KVM keep the guest's writes to these ``size`` bytes at
         a guest physical address (ports, with ``pio``) and exit only when its ring is full, which
         holds 169 for the whole VM (older kernels exit after half as many). KVM API, 4.116.
@@ -139,7 +139,7 @@ class VmEvents(VmInterrupts):
         self._zone_ioctl(ioctls.KVM_REGISTER_COALESCED_MMIO, address, size, pio)
         self._zones |= {(pio, address, size)}
 
-    def uncoalesce(self, address: int, size: int, pio: bool = False) -> None:
+    def uncoalesce(self, address: int, size: int, *, pio: bool = False) -> None:
         """KVM_UNREGISTER_COALESCED_MMIO: writes to the zone, one that :meth:`coalesce` was given,
         exit again. Raises ClaimError if it is none. KVM API, 4.116.
 

@@ -17,7 +17,7 @@ from typing import Final, Literal
 from ..host.cpuid import cpuid
 from ..probe.verdict import verdict as find_verdict
 from ..x86.descriptors import KERNEL_CODE, KERNEL_DATA
-from .tries import LONG, MODES, Guest, Outcome, Try, here
+from .tries import LONG, MODES, Guest, Tried, Try, here
 
 #: Where a guest's kernel believes to be, where a monitor would put it, and where its programs are.
 CPLS: Final = (0, 1, 3)
@@ -73,7 +73,7 @@ class Seen:
     mode: str
     instruction: str
     umip: bool
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Tried, ...]
     verdicts: tuple[Verdict, Verdict]
 
 
@@ -82,9 +82,9 @@ class World:
     """An instruction in root ring 3, in this process; and in a 64-bit guest's rings 3 and 0."""
 
     instruction: str
-    root: Outcome
-    guest: Outcome
-    kernel: Outcome
+    root: Tried
+    guest: Tried
+    kernel: Tried
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _instruction(guest: Guest, mode: str, row: _Row, cr4: int) -> Seen:
     return Seen(mode, row.title, bool(cr4), outcomes, (first, second))
 
 
-def _judged(row: _Row, kernel: Outcome, outcome: Outcome) -> Verdict:
+def _judged(row: _Row, kernel: Tried, outcome: Tried) -> Verdict:
     if kernel.kind != "runs" or not outcome.shown:
         return ""
     if outcome.kind != "runs":  # a refusal is #GP; what else comes is not the instruction's

@@ -13,7 +13,7 @@ from typing import Final
 from ..host.cpu import identify
 from ..probe.verdict import verdict as find_verdict
 from ..x86.descriptors import KERNEL_CODE
-from .tries import IF, LONG, MODES, PORT, RINGS, Guest, Outcome, Try, here
+from .tries import IF, LONG, MODES, PORT, RINGS, Guest, Tried, Try, here
 
 _TSD: Final = 1 << 2  # CR4: RDTSC is for ring 0
 _MSW: Final = 0x33  # low half of CR0 as it is: NE ET MP PE
@@ -85,9 +85,9 @@ class Seen:
     group: str
     instruction: str
     rule: str
-    rings: tuple[Outcome, ...]
+    rings: tuple[Tried, ...]
     odd: tuple[int, ...]
-    here: Outcome | None = None
+    here: Tried | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Io:
     instruction: str
     iopl: int
     allowed: bool
-    rings: tuple[Outcome, ...]
+    rings: tuple[Tried, ...]
     odd: tuple[int, ...]
 
 
@@ -164,7 +164,7 @@ def _input_output(guest: Guest, mode: str) -> Iterable[Io]:
                 yield Io(mode, row.title, iopl, allowed, rings, odd)
 
 
-def _is_odd(outcome: Outcome, rule: str, ring: int, iopl: int = 0, allowed: bool = False) -> bool:
+def _is_odd(outcome: Tried, rule: str, ring: int, iopl: int = 0, allowed: bool = False) -> bool:
     """Whether the manuals say otherwise."""
     if rule == _ANY:
         return False

@@ -129,7 +129,7 @@ class _Guest:
         try:
             self.vm.load(self.image.variant(False, interpreted), at=image.ORIGIN)
             self.cpu = self.vm.vcpu(pin=pin)
-            self.vm.bus.count(False, self.image["PORT_LEAVE"], 1)
+            self.vm.bus.count(self.image["PORT_LEAVE"], 1)
             self.cpu.enter(
                 Mode.LONG_64,
                 rip=self.image[f"turn.{call}"],

@@ -49,7 +49,7 @@ Kind = Literal["runs", "exception", "exit", "unknown", "hangs", "fails"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Tried:
     """What became of a try.
 
     ``name``: of the exception ("#GP"), the exit ("HLT") or the failure. ``error_code``: the
@@ -65,11 +65,6 @@ class Outcome:
     second: int = 0
     handled: int | None = None
     signal: str = ""
-
-    @property
-    def trapped(self) -> bool:
-        """An exception or an exit to user space: whoever rules the CPU hears of it."""
-        return self.kind in ("exception", "exit")
 
     @property
     def shown(self) -> bool:
@@ -131,15 +126,13 @@ class Guest:
         """Whether the mode has the try."""
         return f"try.{name}" in self.image.symbols
 
-    def attempt(
-        self, what: Try, ring: int, *, iopl: int = 0, ports: tuple[int, ...] = ()
-    ) -> Outcome:
+    def attempt(self, what: Try, ring: int, *, iopl: int = 0, ports: tuple[int, ...] = ()) -> Tried:
         """Make a try in a ring; ``ports``: those that the I/O bitmap lets all rings use.
 
         What else exits, such as the host's own interrupts, only adds: of a few attempts the one
         with the fewest exits counts.
         """
-        best: Outcome | None = None
+        best: Tried | None = None
         for _ in range(_REPEATS):
             outcome = self._attempt(what, ring, iopl, ports)
             if best is None or (outcome.handled or 0) < (best.handled or 0):
@@ -149,7 +142,7 @@ class Guest:
         assert best is not None
         return best
 
-    def _attempt(self, what: Try, ring: int, iopl: int, ports: tuple[int, ...]) -> Outcome:
+    def _attempt(self, what: Try, ring: int, iopl: int, ports: tuple[int, ...]) -> Tried:
         cpu, symbols = self.cpu, self.image
         cpu.enter(
             self.mode, rip=symbols[f"try.{what.name}"], ring=ring, iopl=iopl, io_ports=ports,
@@ -171,7 +164,7 @@ class Guest:
                 cpu.sregs.cr4 |= what.cr4
             exit = cpu.run(timeout=_SECONDS)
         except KvmIoctlError as error:
-            return Outcome("fails", str(error))
+            return Tried("fails", str(error))
         after = self._exits()
         # One exit is the one that ended it.
         handled = None if before is None or after is None else max(after - before - 1, 0)
@@ -180,26 +173,26 @@ class Guest:
     def _exits(self) -> int | None:
         return int(self.cpu.stats["exits"]) if self.counted else None
 
-    def _outcome(self, exit: Exit, handled: int | None) -> Outcome:
+    def _outcome(self, exit: Exit, handled: int | None) -> Tried:
         match exit:
             case MmioWrite(gpa=gpa) if gpa == _REPORT:
                 mask = (1 << self.mode.bits) - 1
                 regs = self.cpu.regs
-                return Outcome("runs", "", None, regs.rax & mask, regs.rdx & mask, handled)
+                return Tried("runs", "", None, regs.rax & mask, regs.rdx & mask, handled)
             case GuestException(report=report):
                 name = report.name.partition(" ")[0]
-                return Outcome("exception", name, report.error_code, handled=handled)
+                return Tried("exception", name, report.error_code, handled=handled)
             case Hlt():
-                return Outcome("exit", "HLT", handled=handled)
+                return Tried("exit", "HLT", handled=handled)
             case IoIn(port=port) if port == PORT:
-                return Outcome("exit", "IN", handled=handled)
+                return Tried("exit", "IN", handled=handled)
             case IoOut(port=port) if port == PORT:
-                return Outcome("exit", "OUT", handled=handled)
+                return Tried("exit", "OUT", handled=handled)
             case InternalError(suberror=1):
-                return Outcome("unknown")
+                return Tried("unknown")
             case Timeout():
-                return Outcome("hangs")
-        return Outcome("fails", type(exit).__name__)
+                return Tried("hangs")
+        return Tried("fails", type(exit).__name__)
 
 
 def _has_statistics(guest: Guest) -> bool:
@@ -209,7 +202,7 @@ def _has_statistics(guest: Guest) -> bool:
         return False
 
 
-def here(what: Try) -> Outcome:
+def here(what: Try) -> Tried:
     """Make a 64-bit try in this process: root ring 3. A child makes it, in case it dies of it.
 
     Raises OSError when no child can be had.
@@ -227,9 +220,9 @@ def here(what: Try) -> Outcome:
     if error:
         raise OSError(-error, "cannot try an instruction in a child process")
     if result.reported:
-        return Outcome("runs", value=result.rax, second=result.rdx)
+        return Tried("runs", value=result.rax, second=result.rdx)
     if result.signal in (0, signal.SIGALRM):
-        return Outcome("hangs" if result.signal else "fails")
+        return Tried("hangs" if result.signal else "fails")
     name = signal.Signals(result.signal).name
     mnemonic = VECTORS[result.vector][0] if result.vector in VECTORS else f"#{result.vector}"
-    return Outcome("exception", mnemonic, result.error_code, signal=name)
+    return Tried("exception", mnemonic, result.error_code, signal=name)

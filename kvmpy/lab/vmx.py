@@ -22,7 +22,7 @@ from ..probe import verdict as backend
 from ..vm import VM
 from ..x86.modes import Mode
 from . import vmx_codes as codes, vmx_offer
-from .vmx_codes import Step as Step
+from .vmx_codes import VmxStep as VmxStep
 from .vmx_offer import Feature
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ class Result:
     offered: bool
     features: tuple[Feature, ...]
     facts: tuple[tuple[str, str], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[VmxStep, ...]
     l2_saw: str
     trips: int
     exits_per_trip: float | None
     remedy: str
     failure: str
 
-    def step(self, name: str) -> Step | None:
+    def step(self, name: str) -> VmxStep | None:
         """A step by name, None if the guest did not get there.
 
         >>> result = kvmpy.lab.experiment("vmx").run()
@@ -104,7 +104,7 @@ def run(pin: int | None = None) -> Result:
     )
 
 
-def _per_trip(steps: Iterable[Step], trips: int) -> float | None:
+def _per_trip(steps: Iterable[VmxStep], trips: int) -> float | None:
     found = next((step for step in steps if step.name == "trips"), None)
     return None if found is None or found.exits is None else found.exits / trips
 
@@ -162,9 +162,9 @@ class _Guest:
         raw = self.vm.memory.read(self.image["L2_SAW"], 12)
         return raw.decode("latin-1").strip("\0\n ")
 
-    def steps(self) -> tuple[tuple[Step, ...], str]:
+    def steps(self) -> tuple[tuple[VmxStep, ...], str]:
         """All steps until the guest halts, and why it did not, if so."""
-        found: list[Step] = []
+        found: list[VmxStep] = []
         before = _statistics(self.cpu) if self._counts else {}
         for _ in range(_MOST_STEPS):
             try:
@@ -181,13 +181,13 @@ class _Guest:
             before = after
         return tuple(found), f"no end after {_MOST_STEPS} steps"
 
-    def _stopped(self, exit: Exit, found: list[Step]) -> str:
+    def _stopped(self, exit: Exit, found: list[VmxStep]) -> str:
         from ..exits.explain import headline
 
         last = found[-1].title if found else "the start"
         return f"{headline(exit)}, after: {last}"
 
-    def _step(self, name: str, before: Mapping[str, int], after: Mapping[str, int]) -> Step:
+    def _step(self, name: str, before: Mapping[str, int], after: Mapping[str, int]) -> VmxStep:
         regs = self.cpu.regs
         added = {key: after[key] - before[key] for key in after if key in before}
         fault, flags = regs.rbx, regs.rdx
@@ -195,7 +195,7 @@ class _Guest:
         if "exits" in added:  # one of them is the report
             exits = added["exits"] - added.get("irq_exits", 0) - added.get("pf_taken", 0) - 1
         told = self._vmx and not fault and codes.sets_flags(name)
-        step = Step(
+        step = VmxStep(
             name=name,
             title=codes.TITLES.get(name, name),
             vector=fault - 1 if fault else None,

@@ -16,7 +16,7 @@ from ..x86.exceptions import ERROR_CODE_VECTORS, VECTORS
 
 
 @dataclass(frozen=True)
-class Step:
+class VmxStep:
     """A thing that the guest has tried.
 
     ``vector``: of the fault that came instead, None if none did; ``error_code`` is that fault's.
@@ -163,7 +163,7 @@ _SVM_RUNS: Final = (
 )  # fmt: skip
 
 
-def explained(step: Step, vmx: bool) -> Step:
+def explained(step: VmxStep, vmx: bool) -> VmxStep:
     """The step with its outcome in words.
 
     >>> step = kvmpy.lab.experiment("vmx").run().steps[0]
@@ -173,7 +173,7 @@ def explained(step: Step, vmx: bool) -> Step:
     return dataclasses.replace(step, outcome=_outcome(step, vmx))
 
 
-def _outcome(step: Step, vmx: bool) -> str:
+def _outcome(step: VmxStep, vmx: bool) -> str:
     if step.vector is not None:
         code = f"({step.error_code:#x})" if step.error_code else ""
         zero = "(0)" if step.vector in ERROR_CODE_VECTORS and not code else ""
@@ -190,7 +190,7 @@ def _outcome(step: Step, vmx: bool) -> str:
     return svm_exit(step.first) if step.name in _SVM_RUNS else "done"
 
 
-def _vmx_outcome(step: Step) -> str:
+def _vmx_outcome(step: VmxStep) -> str:
     if step.first:
         return vmx_exit(step.first, step.second)
     if step.carry:

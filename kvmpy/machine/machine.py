@@ -31,7 +31,7 @@ from .pc import Pc, stand_in_for_firmware
 from .threads import Ending as ThreadEnding, VcpuThreads
 
 if TYPE_CHECKING:
-    from ..boot.files import Image
+    from ..boot.files import ImageSource
     from ..boot.image import BytesLike
     from ..console.script import Receiver, ScriptConsole
     from ..cpuid.cpuid import Cpuid
@@ -87,14 +87,14 @@ class Machine:
 
     def __init__(
         self,
-        kernel: Image,
+        kernel: ImageSource,
         *,
         memory: int | str = "256M",
         backing: Backing = "anonymous",
         cpus: int = 1,
         format: str | None = None,
         append: str = "",
-        initrd: Image | None = None,
+        initrd: ImageSource | None = None,
         modules: Iterable[BytesLike | tuple[BytesLike, str]] = (),
         load_address: int | None = None,
         mode: Mode | None = None,

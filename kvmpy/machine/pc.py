@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..boot.acpi import VirtioMmio, build_acpi
 from ..boot.mptable import build_mp_table
 from ..devices.platform import I8042, PowerManagement, PvPanic, ResetControl
-from ..devices.ports import DebugConsole, DebugExit, PostPort
+from ..devices.ports import DebugConsole, DebugExitPort, PostPort
 from ..devices.rtc import Rtc
 from ..devices.uart import Uart
 from ..x86 import layout
@@ -56,7 +56,7 @@ class Pc:
         attach = self.vm.attach
         attach(self.serial, layout.COM1_PORT)
         attach(self.debug_console, layout.DEBUGCON_PORT)
-        attach(DebugExit(), layout.DEBUG_EXIT_PORT)
+        attach(DebugExitPort(), layout.DEBUG_EXIT_PORT)
         attach(self.post, layout.POST_PORT)
         attach(self.i8042.data, layout.I8042_DATA_PORT)
         attach(self.i8042.command, layout.I8042_COMMAND_PORT)

@@ -221,7 +221,7 @@ class VmMsrs(VmFd):
         """
         first = index_of(msr)
         left = tuple(claim for claim in self._msr_claims if (claim[0], claim[2]) != (first, write))
-        self.bus.release_msr(write, first)
+        self.bus.release_msr(first, is_write=write)
         self._install(self._msr_ranges, self._msr_default, left)
         self._ask(self._msr_mask, left)
         self._msr_claims = left
@@ -229,12 +229,12 @@ class VmMsrs(VmFd):
     def _claim_msrs(self, msr: Key | range, write: bool, handler: Callable[..., Any]) -> None:
         first, count = _span(msr)
         claims = (*self._msr_claims, (first, count, write))
-        self.bus.handle_msr(write, first, count, handler)
+        self.bus.handle_msr(first, count, handler, is_write=write)
         try:
             self._ask(self._msr_mask, claims)
             self._install(self._msr_ranges, self._msr_default, claims)
         except BaseException:
-            self.bus.release_msr(write, first)
+            self.bus.release_msr(first, is_write=write)
             self._ask(self._msr_mask, self._msr_claims)
             raise
         self._msr_claims = claims

@@ -242,10 +242,10 @@ def shares(
     return found
 
 
-class Watch:
+class DisturbanceWatch:
     """What disturbs while a run is under way: made before it, asked after it.
 
-    >>> watch = kvmpy.probe.disturbance.Watch(cpu=0)
+    >>> watch = kvmpy.probe.disturbance.DisturbanceWatch(cpu=0)
     >>> isinstance(watch.seen(), tuple)
     True
     """
@@ -262,7 +262,7 @@ class Watch:
         """The share of the pCPU's time, 0 to 1, that the hypervisor below took since the watch was
         made (of the worst one's, if not pinned); None where no tick has passed.
 
-        >>> (kvmpy.probe.disturbance.Watch(cpu=0).steal() or 0.0) < 1
+        >>> (kvmpy.probe.disturbance.DisturbanceWatch(cpu=0).steal() or 0.0) < 1
         True
         """
         found = shares(self._before, self._times())
@@ -273,7 +273,7 @@ class Watch:
         """Time stolen from the pCPU (or from any, if not pinned), and a busy SMT sibling, since
         the watch was made.
 
-        >>> all(item.finding for item in kvmpy.probe.disturbance.Watch().seen())
+        >>> all(item.finding for item in kvmpy.probe.disturbance.DisturbanceWatch().seen())
         True
         """
         found = shares(self._before, self._times())

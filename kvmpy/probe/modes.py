@@ -23,7 +23,7 @@ from ..vm import VM
 from ..x86.descriptors import Gate
 from ..x86.modes import Mode
 
-Outcome = Literal["native", "emulated", "fails"]
+ModeOutcome = Literal["native", "emulated", "fails"]
 
 _ADDS: Final = 16
 _PORT: Final = 0x10
@@ -66,7 +66,7 @@ class ModeResult:
 
     mode: Mode
     ring: int
-    outcome: Outcome
+    outcome: ModeOutcome
     nanoseconds: float | None = None
     detail: str = ""
 
@@ -93,7 +93,7 @@ def probe(mode: Mode, ring: int) -> ModeResult:
             nanoseconds = _time_loop(vm.vcpu(), mode, ring)
         except (_ProbeError, KvmIoctlError) as error:
             return ModeResult(mode, ring, "fails", None, str(error))
-    outcome: Outcome = "emulated" if nanoseconds > emulated_ns() else "native"
+    outcome: ModeOutcome = "emulated" if nanoseconds > emulated_ns() else "native"
     return ModeResult(mode, ring, outcome, nanoseconds)
 
 

@@ -9,7 +9,7 @@ from ..values import dataclass
 
 if TYPE_CHECKING:
     from ..host.cpu import HostCpu
-    from .modes import ModeResult, Outcome
+    from .modes import ModeOutcome, ModeResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Verdict:
     """
 
     module: str
-    ring0: Outcome
-    ring3: Outcome
+    ring0: ModeOutcome
+    ring3: ModeOutcome
     ring0_ns: float | None
     ring3_ns: float | None
     extension: str | None

@@ -27,7 +27,7 @@ class ClaimError(KvmpyError, ValueError):
     """The port or address range is claimed already, or is none."""
 
 
-class Device(Protocol):
+class BusDevice(Protocol):
     """What :meth:`Bus.attach` takes: a face of a C device (see ``kvmpy.devices``)."""
 
     @property
@@ -148,15 +148,17 @@ class Bus:
         if error:
             raise OSError(-error, os.strerror(-error))
 
-    def handle(self, mmio: bool, first: int, length: int, handler: AccessHandler) -> None:
+    def handle(
+        self, first: int, length: int, handler: AccessHandler, *, mmio: bool = False
+    ) -> None:
         """Have ``handler`` answer accesses whose first byte lies in the range.
 
-        >>> vm.bus.handle(False, 0x10, 1, lambda port, size, value: 42)
+        >>> vm.bus.handle(0x10, 1, lambda port, size, value: 42)
         """
         self._claim(mmio, first, length, lib.SHIM_OWNER_PYTHON, len(self.handlers))
         self.handlers.append(handler)
 
-    def attach(self, device: Device, first: int, *, mmio: bool = False) -> None:
+    def attach(self, device: BusDevice, first: int, *, mmio: bool = False) -> None:
         """Have a C device answer ``device.length`` ports (bytes, with ``mmio``) from ``first``.
 
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
@@ -164,10 +166,10 @@ class Bus:
         self._claim(mmio, first, device.length, lib.SHIM_OWNER_DEVICE, 0, device._device)
         self._kept.append(device)
 
-    def count(self, mmio: bool, first: int, length: int) -> Counter:
+    def count(self, first: int, length: int, *, mmio: bool = False) -> Counter:
         """Count accesses, and do nothing else.
 
-        >>> vm.bus.count(False, 0x80, 1)
+        >>> vm.bus.count(0x80, 1)
         <Counter 0 reads, 0 writes>
         """
         counter = Counter()
@@ -176,20 +178,25 @@ class Bus:
         return counter
 
     def defer(
-        self, mmio: bool, first: int, length: int, handler: Callable[[WriteBatch], None]
+        self,
+        first: int,
+        length: int,
+        handler: Callable[[WriteBatch], None],
+        *,
+        mmio: bool = False,
     ) -> None:
         """Put writes into the vCPU's ring, for ``handler``; reads give all ones.
 
-        >>> vm.bus.defer(False, 0x10, 1, lambda batch: print(len(batch)))
+        >>> vm.bus.defer(0x10, 1, lambda batch: print(len(batch)))
         """
         self._claim(mmio, first, length, lib.SHIM_OWNER_RING, len(self.batch_handlers))
         self.batch_handlers.append(handler)
 
-    def release(self, mmio: bool, first: int) -> None:
+    def release(self, first: int, *, mmio: bool = False) -> None:
         """Take back the claim that starts at ``first``.
 
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
-        >>> vm.bus.release(False, 0x80)
+        >>> vm.bus.release(0x80)
         """
         error = lib.shim_bus_release(self._bus, mmio, first)
         if error == -errno.ENOENT:
@@ -198,11 +205,11 @@ class Bus:
             raise OSError(-error, os.strerror(-error))
 
     def handle_msr(
-        self, is_write: bool, first: int, count: int, handler: Callable[..., Any]
+        self, first: int, count: int, handler: Callable[..., Any], *, is_write: bool
     ) -> None:
         """Have ``handler`` answer reads, or writes, of ``count`` MSRs from ``first`` on.
 
-        >>> vm.bus.handle_msr(False, 0x10, 1, lambda index, value: 0)
+        >>> vm.bus.handle_msr(0x10, 1, lambda index, value: 0, is_write=False)
         """
         space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
         self.msr_handlers.append(handler)  # first: a vCPU may ask at once
@@ -217,11 +224,11 @@ class Bus:
         if error:
             raise OSError(-error, os.strerror(-error))
 
-    def release_msr(self, is_write: bool, first: int) -> None:
+    def release_msr(self, first: int, *, is_write: bool) -> None:
         """Take back the claim of reads, or writes, that starts at MSR ``first``.
 
-        >>> vm.bus.handle_msr(False, 0x10, 1, lambda index, value: 0)
-        >>> vm.bus.release_msr(False, 0x10)
+        >>> vm.bus.handle_msr(0x10, 1, lambda index, value: 0, is_write=False)
+        >>> vm.bus.release_msr(0x10, is_write=False)
         """
         space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
         error = lib.shim_bus_release(self._bus, space, first)

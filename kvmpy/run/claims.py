@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..vm_fd import VmFd
-from .bus import _B, _H, Counter, Device, _bounds
+from .bus import _B, _H, BusDevice, Counter, _bounds
 
 
 class VmClaims(VmFd):
@@ -32,7 +32,7 @@ class VmClaims(VmFd):
         first, length = _bounds(ports)
 
         def register(handler: _H) -> _H:
-            self.bus.handle(False, first, length, handler)
+            self.bus.handle(first, length, handler)
             return handler
 
         return register
@@ -51,7 +51,7 @@ class VmClaims(VmFd):
         """
 
         def register(handler: _H) -> _H:
-            self.bus.handle(True, gpa, size, handler)
+            self.bus.handle(gpa, size, handler, mmio=True)
             return handler
 
         return register
@@ -72,7 +72,7 @@ class VmClaims(VmFd):
         first, length = _bounds(ports)
 
         def register(handler: _B) -> _B:
-            self.bus.defer(False, first, length, handler)
+            self.bus.defer(first, length, handler)
             return handler
 
         return register
@@ -83,9 +83,9 @@ class VmClaims(VmFd):
         >>> vm.count_io(range(0x80, 0x90))
         <Counter 0 reads, 0 writes>
         """
-        return self.bus.count(False, *_bounds(ports))
+        return self.bus.count(*_bounds(ports))
 
-    def attach(self, device: Device, at: int, *, mmio: bool = False) -> None:
+    def attach(self, device: BusDevice, at: int, *, mmio: bool = False) -> None:
         """Attach a C device at a port, or at a guest physical address with ``mmio``.
 
         >>> console = kvmpy.DebugConsole()
@@ -99,4 +99,4 @@ class VmClaims(VmFd):
         >>> vm.attach(kvmpy.DebugConsole(), 0xe9)
         >>> vm.release(0xe9)
         """
-        self.bus.release(mmio, at)
+        self.bus.release(at, mmio=mmio)

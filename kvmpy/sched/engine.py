@@ -30,7 +30,6 @@ _EMPTY_EVERY: Final = 0.5  # seconds; the logs have room for tens of thousands o
 _STOP_WITHIN: Final = 10.0
 _CALIBRATE: Final = 0.02  # seconds that are enough for 50 ppm
 LONGEST: Final = 600.0  # seconds: all records are kept
-_SLICE_NS: Final = (10_000, 1_000_000_000)
 
 
 class GuestError(KvmpyError):
@@ -50,7 +49,7 @@ class _Account:
         self.schedstat.append(_schedstat())
         self.tsc.append(lib.measure_tsc())
 
-    def view(self, clock: timeline.Clock) -> HostView:
+    def view(self, clock: timeline.TscClock) -> HostView:
         before, after = self.stats
         run, delay, turns = (
             (b - a for a, b in zip(*self.schedstat, strict=True))
@@ -268,7 +267,7 @@ class _Experiment:
         self._accounts = {kernel.cpu.id: _Account() for kernel in self.kernels}
         self._switches: list[list[tuple[int, ...]]] = [[] for _ in self.kernels]
         self._gaps: list[list[tuple[int, ...]]] = [[] for _ in self.kernels]
-        self.clock = timeline.Clock(0, 0, 1.0)
+        self.clock = timeline.TscClock(0, 0, 1.0)
 
     def __enter__(self) -> _Experiment:
         return self
@@ -303,7 +302,7 @@ class _Experiment:
             if not runner.stop(_STOP_WITHIN):
                 raise GuestError("the vCPUs did not stop")
         end = _pair()
-        self.clock = timeline.Clock(begin[0], end[0], _khz(begin, end))
+        self.clock = timeline.TscClock(begin[0], end[0], _khz(begin, end))
         ending = runner.wait(0)
         self._empty(final=True)
         if not isinstance(ending.value, Kicked):

@@ -20,7 +20,7 @@ _GAP_WORDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TscClock:
     """The run in TSC ticks: from ``begin`` to ``end``; ``khz`` ticks are a ms."""
 
     begin: int
@@ -30,7 +30,7 @@ class Clock:
     def ns(self, tsc: int) -> int:
         """ns since the begin.
 
-        >>> kvmpy.sched.timeline.Clock(1000, 9000, khz=2e6).ns(3000)
+        >>> kvmpy.sched.timeline.TscClock(1000, 9000, khz=2e6).ns(3000)
         1000
         """
         return round((tsc - self.begin) * 1e6 / self.khz)
@@ -88,14 +88,14 @@ class _Hole:
 
 
 def build(
-    raw: Raw, clock: Clock, *, threads: int, pcpu: int, gap_ns: int, has_steal: bool
+    raw: Raw, clock: TscClock, *, threads: int, pcpu: int, gap_ns: int, has_steal: bool
 ) -> Timeline:
     """A vCPU's timeline. ``gap_ns``: what is shorter is no gap; ``pcpu``: see `Slice`.
 
-    >>> from kvmpy.sched.timeline import Clock, Raw, build
+    >>> from kvmpy.sched.timeline import TscClock, Raw, build
     >>> start = (0, 1000, 1100, 0, 0, 4 << 16 | 0xff, 1)
     >>> raw = Raw(1000, [start], [(3000, 5000, 1900, 1)], alive=9000)
-    >>> line = build(raw, Clock(0, 10_000, 1e6), threads=1, pcpu=0, gap_ns=100, has_steal=True)
+    >>> line = build(raw, TscClock(0, 10_000, 1e6), threads=1, pcpu=0, gap_ns=100, has_steal=True)
     >>> [(gap.start, gap.end, gap.kind) for gap in line.gaps]
     [(3000, 5000, 'descheduled')]
     >>> [(part.start, part.end) for part in line.slices]
@@ -122,7 +122,7 @@ def build(
     )  # fmt: skip
 
 
-def _believed(raw: Raw, clock: Clock, threads: int) -> tuple[list[_Entry], int]:
+def _believed(raw: Raw, clock: TscClock, threads: int) -> tuple[list[_Entry], int]:
     """The switches that make sense, and how many do not."""
     found: list[_Entry] = []
     damaged, last = 0, clock.begin
@@ -136,7 +136,7 @@ def _believed(raw: Raw, clock: Clock, threads: int) -> tuple[list[_Entry], int]:
     return found, damaged
 
 
-def _entry(words: tuple[int, ...], clock: Clock, threads: int, last: int) -> _Entry | None:
+def _entry(words: tuple[int, ...], clock: TscClock, threads: int, last: int) -> _Entry | None:
     if len(words) < _SWITCH_WORDS:
         return None
     alive, entered, left, steal_in, steal_out, info = words[:6]
@@ -157,7 +157,7 @@ def _thread(number: int) -> int | None:
     return None if number == _NOBODY else number
 
 
-def _recorded(gaps: Sequence[tuple[int, ...]], clock: Clock) -> tuple[list[_Hole], int]:
+def _recorded(gaps: Sequence[tuple[int, ...]], clock: TscClock) -> tuple[list[_Hole], int]:
     """The gaps that make sense, and how many do not."""
     found = [
         _Hole(words[0], words[1], words[2])
@@ -169,7 +169,7 @@ def _recorded(gaps: Sequence[tuple[int, ...]], clock: Clock) -> tuple[list[_Hole
 
 
 def _last_sign(
-    raw: Raw, clock: Clock, entries: Sequence[_Entry], holes: Sequence[_Hole], start: int
+    raw: Raw, clock: TscClock, entries: Sequence[_Entry], holes: Sequence[_Hole], start: int
 ) -> int:
     signs = [start, *(entry.left for entry in entries[-1:]), *(hole.end for hole in holes)]
     if raw.alive in clock:
@@ -187,7 +187,7 @@ def _around(entry: _Entry, limit: float) -> Iterator[_Hole]:
 
 
 def _judged(
-    holes: list[_Hole], entries: Sequence[_Entry], clock: Clock, has_steal: bool
+    holes: list[_Hole], entries: Sequence[_Entry], clock: TscClock, has_steal: bool
 ) -> tuple[list[Gap], int | None]:
     """The gaps in order, none over another, each with its kind; and the steal time in all."""
     readings = [(entry.entered, entry.steal_in) for entry in entries]

@@ -10,7 +10,7 @@ host: HostIdentity
 interrupts: ExceptionEvent InterruptEvent LAPIC_REGISTERS Lapic MpState NmiEvent SmiEvent
 interrupts: TripleFaultEvent VcpuEvents
 nested: NestedState SvmHeader VmxHeader
-registers: Breakpoint DebugRegs Fpu Regs Xcr Xcrs
+registers: DebugRegs DebugSlot Fpu Regs Xcr Xcrs
 special: DescriptorTable Segment Sregs Sregs2
 vcpu: VcpuState
 xsave: Component Xsave host_layout layout_of request_guest_permission

@@ -26,8 +26,8 @@ from .nested import (
     VmxHeader as VmxHeader,
 )
 from .registers import (
-    Breakpoint as Breakpoint,
     DebugRegs as DebugRegs,
+    DebugSlot as DebugSlot,
     Fpu as Fpu,
     Regs as Regs,
     Xcr as Xcr,

@@ -119,7 +119,7 @@ _LENGTHS = (1, 2, 8, 4)
 
 
 @dataclass(frozen=True)
-class Breakpoint:
+class DebugSlot:
     """What DR7 says of one debug-address register (SDM vol. 3, "Debug Control Register (DR7)").
 
     ``condition``: "execute", "write", "I/O" or "read/write"; ``length`` in bytes.
@@ -152,7 +152,7 @@ class DebugRegs(Record):
     flags: int = 0
 
     @property
-    def breakpoints(self) -> dict[int, Breakpoint]:
+    def breakpoints(self) -> dict[int, DebugSlot]:
         """The enabled ones by number, 0..3.
 
         >>> cpu.debugregs.breakpoints
@@ -162,7 +162,7 @@ class DebugRegs(Record):
         for number, address in enumerate(self.db):
             enabled, control = self.dr7 >> 2 * number & 3, self.dr7 >> 16 + 4 * number & 15
             if enabled:
-                found[number] = Breakpoint(
+                found[number] = DebugSlot(
                     address, _CONDITIONS[control & 3], _LENGTHS[control >> 2],
                     bool(enabled & 1), bool(enabled & 2),
                 )  # fmt: skip

@@ -15,8 +15,6 @@ from ..values import dataclass
 
 LEGACY_SIZE: Final = 512
 HEADER_SIZE: Final = 64
-#: What KVM_GET_XSAVE gives, and the least that KVM_GET_XSAVE2 does.
-LEAST_SIZE: Final = 4096
 #: More than any processor has; a larger area is damaged.
 MOST_SIZE: Final = 1 << 16
 

@@ -298,15 +298,6 @@ def supervisor_area(memory: MemoryLike) -> SupervisorArea:
     return SupervisorArea(end - size, size)
 
 
-def supervisor_base(memory: MemoryLike) -> int:
-    """First guest-physical address of the supervisor area, see `supervisor_area`.
-
-    >>> hex(kvmpy.x86.layout.supervisor_base(memory))
-    '0xff0000'
-    """
-    return supervisor_area(memory).base
-
-
 def real_vector_pointer(vector: int) -> tuple[int, int]:
     """Segment and offset of the real-mode stub for `vector` (0..255).
 

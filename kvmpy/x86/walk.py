@@ -72,7 +72,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Translation:
+class PageWalk:
     """What a walk found. `gpa` is None when there is no translation; `fault` then says why.
 
     The permissions are those of all levels together; they say nothing when `gpa` is None.
@@ -125,7 +125,7 @@ def _page_address(entry: int, shift: int, paging: Paging) -> int:
 
 def walk(
     memory: MemoryLike, cr3: int, gva: int, paging: Paging, *, pse: bool = True, nx: bool = True
-) -> Translation:
+) -> PageWalk:
     """Translate `gva` by the tables in guest memory, and show each level's entry.
 
     Reserved bits are not checked, except for a large page where the level has none. `pse` and `nx`
@@ -141,8 +141,8 @@ def walk(
     levels: list[Level] = []
     writable = user = executable = True
 
-    def result(gpa: int | None, size: int, fault: str | None = None) -> Translation:
-        return Translation(gva, tuple(levels), gpa, size, writable, user, executable, fault)
+    def result(gpa: int | None, size: int, fault: str | None = None) -> PageWalk:
+        return PageWalk(gva, tuple(levels), gpa, size, writable, user, executable, fault)
 
     if paging is Paging.OFF:
         return result(gva & 0xFFFF_FFFF, PAGE_SIZE)

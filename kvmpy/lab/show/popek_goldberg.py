@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ...report.blocks import Block
 from ...report.table import Table
 from ..popek_goldberg import _LINUX_DUMMIES, _NO_NON_ROOT, _ROWS, CPLS, Result, Seen, World
-from ..tries import IF, LEGACY, LONG, MODES, Outcome
+from ..tries import IF, LEGACY, LONG, MODES, Tried
 from . import sensitive_figure
 
 
@@ -71,7 +71,7 @@ def _rows(result: Result, mode: str, *, umip: bool) -> tuple[tuple[str, ...], ..
     )
 
 
-def _found(instruction: str, outcome: Outcome) -> str:
+def _found(instruction: str, outcome: Tried) -> str:
     """What an instruction found, in a table's cell."""
     if outcome.kind != "runs":
         code = outcome.error_code

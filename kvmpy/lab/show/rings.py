@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ...report.blocks import Block
 from ...report.table import HEADING, Table
 from ..rings import _IO, Result, Seen
-from ..tries import IF, LEGACY, LONG, RINGS, Outcome
+from ..tries import IF, LEGACY, LONG, RINGS, Tried
 from . import rings_figure
 
 
@@ -71,14 +71,14 @@ def _allowed(result: Result) -> tuple[rings_figure.Count | None, ...]:
     return (*counts, (here_too, len(tried), None) if tried else None)
 
 
-def _does(each: Seen, outcome: Outcome) -> bool:
+def _does(each: Seen, outcome: Tried) -> bool:
     """Whether the instruction has its effect."""
     if each.rule == "popf":
         return outcome.kind == "runs" and not outcome.value & IF
     return outcome.kind in ("runs", "exit")
 
 
-def _cell(rule: str, outcome: Outcome, odd: bool) -> str:
+def _cell(rule: str, outcome: Tried, odd: bool) -> str:
     if outcome.kind == "runs" and rule == "popf":
         word = "ignored" if outcome.value & IF else "runs"
     else:

@@ -37,14 +37,6 @@ def picture(counts: tuple[Count | None, ...]) -> Picture:
     )
 
 
-def standalone(counts: tuple[Count | None, ...]) -> str:
-    """The drawing as a file of its own: on paper, whatever is behind it."""
-    first, _, rest = _drawn(counts).partition("\n")
-    width, height = first.partition('viewBox="0 0 ')[2].partition('"')[0].split()
-    paper = svg.box(0, 0, float(width), float(height), kind="paper")
-    return f"{first}\n{paper}\n{rest}\n"
-
-
 def _may_run(counts: tuple[Count | None, ...], ring: int, *, root: bool) -> str:
     count = counts[4] if root and ring == 3 else None if root else counts[ring]
     if count is None:

@@ -323,7 +323,7 @@ def test_two_vcpus_and_an_irqfd(vm, event):
         dec edx; jnz 1b
         mov al, 1; out {layout.DEBUG_EXIT_PORT}, al
     """
-    vm.attach(kvmpy.devices.DebugExit(), layout.DEBUG_EXIT_PORT)
+    vm.attach(kvmpy.devices.DebugExitPort(), layout.DEBUG_EXIT_PORT)
     vm.irqfd(event, 4)
     cpus = [vm.vcpu(), vm.vcpu()]
     for number, cpu in enumerate(cpus):

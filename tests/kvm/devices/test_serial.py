@@ -12,7 +12,7 @@ import pytest
 from conftest import RIG
 
 import kvmpy
-from kvmpy.devices import DebugConsole, DebugExit, PostPort, Uart
+from kvmpy.devices import DebugConsole, DebugExitPort, PostPort, Uart
 
 COM1 = 0x3F8
 F_SETPIPE_SZ = 1031
@@ -448,7 +448,7 @@ def test_user_space_interrupt(start, vm):
 @pytest.mark.parametrize(("width", "value"), [("al", 0x2A), ("ax", 0x1234), ("eax", 0xDEAD_BEEF)])
 def test_debug_exit(start, vm, width, value):
     """The value written is the status; the run is over, and can be gone on with."""
-    vm.attach(DebugExit(), 0xF4)
+    vm.attach(DebugExitPort(), 0xF4)
     cpu = start(f"mov eax, {value}; out 0xf4, {width}; hlt")
     exit = cpu.run(timeout=5)
     assert exit == kvmpy.DebugExit(value)

@@ -25,7 +25,7 @@ def result() -> vmx.Result:
     return vmx.run()
 
 
-def step(result: vmx.Result, name: str) -> vmx.Step:
+def step(result: vmx.Result, name: str) -> vmx.VmxStep:
     found = result.step(name)
     assert found is not None, f"{name}: the guest did not get there: {result.failure}"
     return found

@@ -47,7 +47,7 @@ def test_reads_of_write_only_owners_give_all_ones(start, vm, owner):
     elif owner == "ring":
         vm.on_io_batch(0x11)(lambda batch: None)
     else:
-        vm.attach(kvmpy.devices.DebugExit(), 0x11)
+        vm.attach(kvmpy.devices.DebugExitPort(), 0x11)
     cpu = start("mov eax, 0x12345678; out 0x10, eax; in eax, 0x11; mov ebx, eax; out 0x12, al")
     cpu.expect(kvmpy.IoOut, timeout=5)
     assert cpu.expect(kvmpy.IoOut, timeout=5).port == 0x12

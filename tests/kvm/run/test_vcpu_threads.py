@@ -33,9 +33,9 @@ def cpus(vm):
 
 @pytest.fixture
 def debug_exit(vm):
-    from kvmpy.devices import DebugExit
+    from kvmpy.devices import DebugExitPort
 
-    vm.attach(DebugExit(), 0xF4)
+    vm.attach(DebugExitPort(), 0xF4)
 
 
 def names():

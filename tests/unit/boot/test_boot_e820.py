@@ -57,7 +57,7 @@ def test_adjacent_regions_are_one_range() -> None:
     with GuestMemory("2M") as memory:
         memory.add(2 * MIB, "2M")
         assert MapEntry(2 * MIB, 2 * MIB, RAM) in memory_map(memory)
-        base = layout.supervisor_base(memory)
+        base = layout.supervisor_area(memory).base
         assert base == 2 * MIB - 0x1_0000  # the area is at the top of the first region
         assert MapEntry(MIB, base - MIB, RAM) in memory_map(memory)
 

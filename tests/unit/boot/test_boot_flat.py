@@ -78,7 +78,7 @@ def test_real_mode_keeps_off_a_supervisor_area_that_exists() -> None:
 
 
 def test_up_to_the_supervisor_area_and_no_further(memory: GuestMemory) -> None:
-    base = layout.supervisor_base(memory)
+    base = layout.supervisor_area(memory).base
     last = base - len(CODE)
     assert load(CODE, memory, load_address=last, mode=Mode.LONG_64).entry.rip == last
     with pytest.raises(ImageError, match=r"image: .* overlaps the supervisor area at 0x3f0000"):

@@ -258,7 +258,7 @@ def test_32_mib() -> None:
         loaded = load(image, memory, initrd=b"I" * MIB, acpi_rsdp=rsdp, rng_seed=b"s" * 32)
         names = {name: (gpa, gpa + size) for gpa, size, name in loaded.segments}
         assert names["kernel"] == (16 * MIB, 30 * MIB)
-        assert names["initrd"][1] <= layout.supervisor_base(memory)
+        assert names["initrd"][1] <= layout.supervisor_area(memory).base
         assert names["initrd"][0] >= 30 * MIB
 
 

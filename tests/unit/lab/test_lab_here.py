@@ -101,7 +101,7 @@ def test_nothing_is_left():
 def test_outcomes():
     """As values, with the exception's name and what the kernel made of it."""
     here = _tries.here(_tries.Try("hlt"))
-    assert here == _tries.Outcome("exception", "#GP", 0, signal="SIGSEGV")
+    assert here == _tries.Tried("exception", "#GP", 0, signal="SIGSEGV")
     assert here.word == "#GP"
     assert _tries.here(_tries.Try("cpl")).value & 3 == 3
     assert _tries.here(_tries.Try("lldt")).name == "#GP"

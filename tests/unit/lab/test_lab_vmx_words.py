@@ -20,12 +20,12 @@ _NAMES = {
 _WORDS = st.integers(0, (1 << 64) - 1)
 
 
-def made_up_step(name: str = "vmxon", **values: object) -> vmx.Step:
+def made_up_step(name: str = "vmxon", **values: object) -> vmx.VmxStep:
     known: dict[str, object] = {
         "title": name, "vector": None, "error_code": 0, "carry": False, "zero": False,
         "first": 0, "second": 0, "exits": None, "entries": None, "outcome": "",
     }  # fmt: skip
-    return vmx.Step(name=name, **(known | values))  # type: ignore[arg-type]
+    return vmx.VmxStep(name=name, **(known | values))  # type: ignore[arg-type]
 
 
 def made_up_result(**values: object) -> vmx.Result:

@@ -113,7 +113,7 @@ def test_claims_against_a_model(operations):
         if is_claim:
             clash = any(a < first + length and first < a + n for a, n in ranges.items())
             try:
-                bus.handle(mmio, first, length, nothing)
+                bus.handle(first, length, nothing, mmio=mmio)
             except ClaimError:
                 assert clash
             else:
@@ -121,7 +121,7 @@ def test_claims_against_a_model(operations):
                 ranges[first] = length
         else:
             try:
-                bus.release(mmio, first)
+                bus.release(first, mmio=mmio)
             except ClaimError:
                 assert first not in ranges
             else:

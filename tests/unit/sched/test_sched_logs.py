@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from kvmpy.sched import timeline
 from kvmpy.sched.logs import Log, Ring
-from kvmpy.sched.timeline import Clock, Raw
+from kvmpy.sched.timeline import Raw, TscClock
 
 SLOTS, COUNTER, BASE = 8, 0, 64
 RING = Ring(COUNTER, BASE, SLOTS, 16, number=1)
@@ -126,7 +126,7 @@ def test_any_memory_can_be_read(rounds):
 
 # ---------------------------------------------------------------- what they mean
 
-CLOCK = Clock(1000, 10_001_000, khz=1e6)  # a tick is a ns, the run is 10 ms
+CLOCK = TscClock(1000, 10_001_000, khz=1e6)  # a tick is a ns, the run is 10 ms
 MS = 1_000_000
 
 

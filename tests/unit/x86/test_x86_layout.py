@@ -33,7 +33,7 @@ class Shape:
 
 def test_area_is_the_top_of_the_first_region() -> None:
     with GuestMemory("2M") as memory:
-        assert layout.supervisor_base(memory) == 2 * MIB - 64 * KIB
+        assert layout.supervisor_area(memory).base == 2 * MIB - 64 * KIB
         assert layout.supervisor_area(memory).end == 2 * MIB
 
 
