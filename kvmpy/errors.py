@@ -112,10 +112,10 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_CLEAR_DIRTY_LOG", _errno.ENXIO): "this VM has dirty rings: harvest them instead",
     ("KVM_RESET_DIRTY_RINGS", _errno.EINVAL): "this VM has no dirty rings: VM(dirty_ring=4096)",
     ("KVM_SET_NR_MMU_PAGES", _errno.EINVAL): "KVM wants at least 64 pages",
-    ("KVM_CREATE_GUEST_MEMFD", _errno.EINVAL): "the size is no multiple of the page size, or a "
+    ("KVM_CREATE_GUEST_MEMFD", _errno.EINVAL): "the size is not a multiple of the page size, or a "
     "flag is unknown or not for this VM type",
     ("KVM_SET_PMU_EVENT_FILTER", _errno.E2BIG): "KVM takes 300 events",
-    ("KVM_SET_PMU_EVENT_FILTER", _errno.EINVAL): "an event has bits that a masked event has not, "
+    ("KVM_SET_PMU_EVENT_FILTER", _errno.EINVAL): "an event has bits that a masked event lacks, "
     "or KVM does not know the flags",
     ("KVM_PRE_FAULT_MEMORY", _errno.ENOENT): "there is no memory slot",
     ("KVM_PRE_FAULT_MEMORY", _errno.EOPNOTSUPP): "KVM shadows this guest's page tables",
@@ -136,7 +136,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_REINJECT_CONTROL", _errno.ENXIO): "the VM has no in-kernel PIT",
     ("KVM_SIGNAL_MSI", _errno.EINVAL): "the VM has no in-kernel irqchip",
     ("KVM_SET_BOOT_CPU_ID", _errno.EBUSY): "the VM has vCPUs already",
-    ("KVM_IRQFD", _errno.EBADF): "the descriptor is closed, or is no eventfd",
+    ("KVM_IRQFD", _errno.EBADF): "the descriptor is closed, or is not an eventfd",
     ("KVM_IRQFD", _errno.EBUSY): "this eventfd is bound to a GSI already",
     ("KVM_IOEVENTFD", _errno.EEXIST): "this address, length and datamatch are taken",
     ("KVM_INTERRUPT", _errno.ENXIO): "the VM has an in-kernel irqchip: use irq_line()",
@@ -152,8 +152,10 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_GET_LAPIC", _errno.EINVAL): "the VM has no in-kernel LAPIC: VM(irqchip=True)",
     ("KVM_SET_LAPIC", _errno.EINVAL): "the VM has no in-kernel LAPIC, or the APIC id in it is not "
     "this vCPU's",
-    ("KVM_X86_SETUP_MCE", _errno.EINVAL): "no bank, more than KVM has, or a bit that is not in "
-    "KVM_X86_GET_MCE_CAP_SUPPORTED",
+    (
+        "KVM_X86_SETUP_MCE",
+        _errno.EINVAL,
+    ): "no bank, more banks than KVM has, or a bit that is not in KVM_X86_GET_MCE_CAP_SUPPORTED",
     ("KVM_X86_SET_MCE", _errno.EINVAL): "the vCPU has no such bank, or the status is not valid: "
     "mce.setup() first, and bit 63 of the status",
     ("KVM_SET_VCPU_EVENTS", _errno.EINVAL): "flags has a part that this VM has not enabled "
@@ -222,7 +224,7 @@ class MsrError(KvmIoctlError):
 
 
 class VmDeadError(KvmIoctlError):
-    """KVM has marked the VM as dead (``kvm_vm_dead``): nothing but closing it works any more."""
+    """KVM has marked the VM as dead (``kvm_vm_dead``): nothing but closing it works any longer."""
 
     def __init__(self, name: str, errno: int, argument: str = ""):
         super().__init__(name, errno, argument)

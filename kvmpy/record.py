@@ -68,7 +68,7 @@ class Record:
         shapes = _shapes(cls)
         if set(data) != set(shapes):
             odd = ", ".join(sorted(set(data) ^ set(shapes)))
-            raise ValueError(f"{cls.__name__}: fields too many or too few: {odd}")
+            raise ValueError(f"{cls.__name__}: fields missing or unknown: {odd}")
         return cls(**{name: _unplain(data[name], shape) for name, shape in shapes.items()})
 
     def __repr__(self) -> str:

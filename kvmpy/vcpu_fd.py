@@ -67,7 +67,7 @@ class VcpuFd(Descriptor):
         self._opened(fd, vm.fileno())
         whole = memoryview(ffi.buffer(self._shim)).cast("B")
         report = ffi.offsetof("struct shim_vcpu", "report")
-        #: What the shim says of a stop: five words, of which the last takes the answer.
+        #: What the shim says of a stop: five words, the last of which takes the answer.
         self._report = whole[report : report + 40]
         self._answer = self._report[32:40].cast("Q")
         self._words: Any = ffi.new(f"uint64_t[{lib.SHIM_DECODE_WORDS}]")

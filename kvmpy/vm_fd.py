@@ -51,7 +51,7 @@ class VmFd(Asked):
         (``kvmpy.enabling.TABLE`` says what they mean).
 
         Raises UnsupportedError when this KVM has no such capability, KvmIoctlError when it does
-        not take the arguments, or not any more.
+        not take the arguments, or not any longer.
 
         >>> vm.enable_capability("EXCEPTION_PAYLOAD", 1)
         """

@@ -367,7 +367,7 @@ def linux_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tu
         except host.Unavailable as error:
             if os.environ.get("KVMPY_REQUIRE_KVM") == "1":
                 pytest.fail(f"KVMPY_REQUIRE_KVM=1, and no {package}: {error}", pytrace=False)
-            pytest.skip(f"Debian's kernels cannot be had: {error}")
+            pytest.skip(f"Debian's kernels is not available: {error}")
 
     return images
 

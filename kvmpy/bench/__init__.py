@@ -1,9 +1,9 @@
 """The experiments: what system calls and VM exits cost, measured and disclosed.
 
 ``kvmpy.bench.syscall.run()`` and ``kvmpy.bench.exits.run()`` give a ``Report``
-(:mod:`kvmpy.bench.document`).
-From there: `figures` are its rows with their statistics, `tables`, `html`, `svg` and `pyperf` show
-them, `compare` sets two reports against each other.
+(:mod:`kvmpy.bench.document`). From there: ``figures`` are its rows with their statistics,
+``tables``, ``html``, ``svg`` and ``pyperf`` show them, ``compare`` sets two reports against each
+other.
 """
 
 from ..lazy import attach

@@ -32,8 +32,8 @@ MODE_NAMES: Final = {"long64": "64-bit", "compat32": "compat 32-bit", "legacy32"
 class Cell:
     """One thing to measure in a guest.
 
-    ``mode`` of `MODES`, ``path`` of `PATHS` or "nearcall", "empty", "adds"; ``level`` of `LEVELS`,
-    or "" for those that reach no handler; ``single``: single shots instead of slopes.
+    ``mode`` of ``MODES``, ``path`` of ``PATHS`` or "nearcall", "empty", "adds"; ``level`` of
+    ``LEVELS``, or "" for those that reach no handler; ``single``: single shots instead of slopes.
     """
 
     mode: str

@@ -37,7 +37,7 @@ def pinned(wanted: int | None) -> Iterator[int | None]:
     """Bind this thread to a pCPU for the block: ``wanted``, or the last one it may use (the first
     gets most interrupts). Gives its number, None where binding is not allowed.
 
-    Raises PinError for a ``wanted`` that cannot be had.
+    Raises PinError for a ``wanted`` that is not available.
 
     >>> with kvmpy.bench.disclosure.pinned(None) as cpu_number:
     ...     cpu_number is None or cpu_number >= 0
@@ -99,7 +99,7 @@ def tsc_khz(vcpu: VCPU) -> int | None:
 
 
 def collect(vcpu: VCPU, verdict: backend.Verdict, pinned_cpu: int | None) -> Disclosure:
-    """Everything that `Disclosure` asks for. ``vcpu``: of one of the VMs measured.
+    """Everything that ``Disclosure`` asks for. ``vcpu``: of one of the VMs measured.
 
     >>> verdict = kvmpy.probe.verdict.verdict()
     >>> kvmpy.bench.disclosure.collect(cpu, verdict, None).module.startswith("kvm")

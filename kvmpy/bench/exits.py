@@ -340,14 +340,14 @@ def run(
     progress: Progress | None = None,
     warned: disclosure.Warned = None,
 ) -> Report:
-    """Measure the ladder of exits; ``paths``: only these of `ways`.
+    """Measure the ladder of exits; ``paths``: only these of ``ways``.
 
     ``quick``: an eighth of the batches. ``cpu``: the pCPU to run on, by default the last one
     this process may use. ``warned``: called before anything is measured with what disturbs
     measurements here, if there is anything.
 
-    Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that cannot be had,
-    ValueError for a path that is none.
+    Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that is not available,
+    ValueError for an unknown path.
 
     >>> with kvmpy.KVM():
     ...     report = kvmpy.bench.exits.run(["pio-shim"], quick=True)
@@ -358,7 +358,7 @@ def run(
     wanted = list(known) if paths is None else list(dict.fromkeys(paths))
     for path in wanted:
         if path not in known:
-            raise ValueError(f"{path!r} is none of {', '.join(known)}")
+            raise ValueError(f"{path!r} is not one of {', '.join(known)}")
     started = time.monotonic()
     silent: Callable[[float, str], None] = lambda fraction, what: None  # noqa: E731
     allowed = allowed_cpus()

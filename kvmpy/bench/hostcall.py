@@ -27,7 +27,8 @@ class _Series:
 
 
 class HostCalls:
-    """SYSCALL on the host for getppid, and for a number that is none, measured in rounds: between
+    """SYSCALL on the host for getppid, and for a number that no call has, measured in rounds:
+    between
     the guests of a VM, under the same load and clock.
 
     >>> calls = kvmpy.bench.hostcall.HostCalls()

@@ -1,6 +1,6 @@
 """A VM with a benchmark's guest in it: set up for a cell, run for some batches, times read.
 
-What the modes need: `kvmpy.x86.modes.prepare`. Beyond that a call gate is in the GDT, and CS is a
+What the modes need: ``kvmpy.x86.modes.prepare``. Beyond that a call gate is in the GDT, and CS is a
 32-bit segment for compatibility mode. Interrupts are off, no timer runs. Code, data and ring 0's
 stack are in two 2 MiB pages that ring 3 can use too: no SMEP, SMAP, mitigations or separate tables
 but on the rungs that switch CR3, where the two sets of tables map the same.
@@ -41,7 +41,7 @@ _CANARY_RUNS: Final = 3
 class Batches:
     """Times of some batches, in TSC ticks: ``words`` of 32 bits as the guest has stored them.
 
-    ``counters``: what they added (module `counters`), with "calls", the trips made for it.
+    ``counters``: what they added (module ``counters``), with "calls", the trips made for it.
     """
 
     words: tuple[int, ...]
@@ -52,9 +52,9 @@ class Batches:
 class Lab:
     """One VM and vCPU for one of the modes.
 
-    ``cpuid``: as `VM.vcpu` takes it. ``paging`` off runs legacy mode without it, where KVM offers
+    ``cpuid``: as ``VM.vcpu`` takes it. ``paging`` off runs legacy mode without it, where KVM offers
     no more. ``plain``: whether ring 3, and whether ring 0, is interpreted and takes plain stamps
-    (`Image.variant`). ``cycles``: a counter of core cycles for `batches` to read, or None.
+    (``Image.variant``). ``cycles``: a counter of core cycles for ``batches`` to read, or None.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A report as pyperf's JSON (its file format 1.0), for `pyperf stats`, `hist` and `compare_to`.
+"""A report as pyperf's JSON (its file format 1.0): for ``pyperf stats``, ``hist``, ``compare_to``.
 
 Source: pyperf's documentation, "pyperf JSON format" and "Metadata".
 """

@@ -133,7 +133,7 @@ class Disclosure:
     ``verdict``: :attr:`kvmpy.probe.verdict.Verdict.summary`. ``parameters``: of the KVM modules, as
     "kvm_intel.ept" -> "Y". ``tsc_khz``: rate of the guest's TSC, None if the host does not say.
     ``invariant_tsc``, ``tsc_scaling``: None if unknown. ``mitigations``: files of
-    /sys/devices/system/cpu/vulnerabilities. ``governor``: "" if there is none to be seen.
+    /sys/devices/system/cpu/vulnerabilities. ``governor``: "" if none can be seen.
     ``smt``: pCPUs that share the pinned one's core, itself left out. ``pinned_cpu``: None where
     pinning was not allowed. ``emulator``: the program that emulates this host's CPU: time is then
     virtual. ``date``: ISO 8601 with offset. ``versions``: of kvmpy, python and kernel.

@@ -112,7 +112,7 @@ def _count_up_to(xs: Sequence[float], ys: Sequence[float], limit: float) -> int:
 def _nth_difference(xs: Sequence[float], ys: Sequence[float], rank: int) -> float:
     """The ``rank``-th smallest (from 1) of all y - x, without making them all; both sorted."""
     low, high = ys[0] - xs[-1], ys[-1] - xs[0]
-    below = 0  # how many are smaller than `low` or equal, once low is not the minimum any more
+    below = 0  # how many are smaller than ``low`` or equal, once low is not the minimum any longer
     if _count_up_to(xs, ys, low) >= rank:
         return low
     below, upto = _count_up_to(xs, ys, low), len(xs) * len(ys)

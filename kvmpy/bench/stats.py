@@ -125,7 +125,7 @@ def median_ranks(count: int, confidence: float = CONFIDENCE) -> tuple[int, float
         raise ValueError(f"no interval for {count} samples and confidence {confidence}")
     # As integers: 2**-count is 0.0 as a float from 1075 samples on.
     allowed = int((1 - confidence) / 2 * 2**52) * 2**count >> 52
-    tail, below, rank = 1, 1, 1  # P(fewer than `rank` samples below the median) * 2**count
+    tail, below, rank = 1, 1, 1  # P(fewer than ``rank`` samples below the median) * 2**count
     while rank <= count // 2:
         below = below * (count - rank + 1) // rank
         if tail + below > allowed:

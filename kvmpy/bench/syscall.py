@@ -1,7 +1,7 @@
 """What int 0x80, SYSENTER, SYSCALL and a call gate cost inside a guest, in every CPU mode.
 
 Ring 3 to ring 0 and back, without leaving the guest. Every cell is proved before it is timed
-(`proof`); what cannot run is in the report too, with how it fails, found by running it.
+(``proof``); what cannot run is in the report too, with how it fails, found by running it.
 
 The protocol: batches of at most 50 us, times stored in guest memory, one exit at a batch's end;
 cells, alignments and chunks of batches in random order, the host's own system call among them;
@@ -90,7 +90,7 @@ class _Mode:
 
     @property
     def plain(self) -> tuple[bool, bool]:
-        """Whether ring 3 and ring 0 take plain stamps, see `Lab`."""
+        """Whether ring 3 and ring 0 take plain stamps, see ``Lab``."""
         user, kernel = (
             ring in self.canaries and self.canaries[ring].interpreted for ring in (3, 0)
         )
@@ -354,13 +354,13 @@ def run(
     progress: Progress | None = None,
     warned: disclosure.Warned = None,
 ) -> Report:
-    """Measure ``cells`` (`cells.every_cell`: all by default) and the host's own system call.
+    """Measure ``cells`` (``cells.every_cell``: all by default) and the host's own system call.
 
     ``quick``: a tenth of the batches, some seconds instead of minutes. ``cpu``: the pCPU to
     run on, by default the last one this process may use. ``warned``: called before anything is
     measured with what disturbs measurements here, if there is anything.
 
-    Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that cannot be had,
+    Raises a KvmUnavailableError without usable KVM, PinError for a ``cpu`` that is not available,
     ValueError for cells that are not in the table.
 
     >>> Cell = kvmpy.bench.cells.Cell

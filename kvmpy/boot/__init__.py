@@ -1,8 +1,8 @@
 """Boot protocols: an image becomes loaded guest memory and an entry state.
 
-One module per protocol (`flat`, `elf`, `multiboot`, `pvh`, `linux`), one for the memory map that
-three of them hand to the guest (`e820`), two that all share (`image`, `placement`); and the tables
-that tell a kernel of its machine (`acpi` with `aml`, `mptable`).
+One module per protocol (``flat``, ``elf``, ``multiboot``, ``pvh``, ``linux``), one for the memory
+map that three of them hand to the guest (``e820``), two that all share (``image``, ``placement``);
+and the tables that tell a kernel of its machine (``acpi`` with ``aml``, ``mptable``).
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
 
 
 def detect(image: BytesLike) -> str:
-    """The format that `load` chooses for `image` from its content.
+    """The format that ``load`` chooses for ``image`` from its content.
 
     In this order: vmlinux (ELF64 linked as Linux is) and bzImage are "linux"; a Multiboot header
     makes it "elf"; a PVH note in any other ELF file "pvh", no note "elf"; all else is "flat".
-    A vmlinux that also has a PVH note is started by that only if `format="pvh"` says so.
+    A vmlinux that also has a PVH note is started by that only if ``format="pvh"`` says so.
 
-    Raises:
-        ImageError: empty, malformed ELF, or a kind of file that is known not to be bootable here.
+    Raises ImageError: empty, malformed ELF, or a kind of file that is known not to be bootable
+    here.
 
     >>> kvmpy.boot.detect(kvmpy.guests.load("demo.elf"))
     'elf'
@@ -116,24 +116,19 @@ def load(
     Nothing is written unless the whole image is accepted, and never outside writable RAM or in
     the supervisor area.
 
-    Args:
-        image: content of the file; an `mmap` is copied to guest memory without detours.
-        memory: the guest's memory.
-        format: one of `FORMATS`; None detects it, see `detect`.
-        cmdline: kernel command line, for "linux", "multiboot" and "pvh".
-        initrd: initial RAM disk, for the same formats; the first module of the latter two.
-        modules: boot modules for "multiboot" and "pvh", each bytes-like or (bytes-like, string).
-        load_address: guest-physical address, for "flat" only.
-        mode: CPU mode of a "flat" or "elf" image; the others define theirs.
-        acpi_rsdp: gpa of the RSDP that `kvmpy.boot.acpi.build_acpi` has written; None without
-            ACPI. "linux" and "pvh" hand it over, other kernels look for it; the tables' area is
-            kept free of the image.
-        rng_seed: random bytes for the kernel's generator, for "linux" only; 32 are usual.
+    ``image``: content of the file; an ``mmap`` is copied to guest memory without detours.
+    ``memory``: the guest's memory. ``format``: one of ``FORMATS``; None detects it, see ``detect``.
+    ``cmdline``: kernel command line, for "linux", "multiboot" and "pvh". ``initrd``: initial RAM
+    disk, for the same formats; the first module of the latter two. ``modules``: boot modules for
+    "multiboot" and "pvh", each bytes-like or (bytes-like, string). ``load_address``: guest-physical
+    address, for "flat" only. ``mode``: CPU mode of a "flat" or "elf" image; the others define
+    theirs. ``acpi_rsdp``: gpa of the RSDP that ``kvmpy.boot.acpi.build_acpi`` has written; None
+    without ACPI. "linux" and "pvh" hand it over, other kernels look for it; the tables' area is
+    kept free of the image. ``rng_seed``: random bytes for the kernel's generator, for "linux" only;
+    32 are usual.
 
-    Raises:
-        ImageError: anything wrong with image, initrd, modules or command line; the message names
-            the field, its value and the limit.
-        ClosedError: the guest memory is closed.
+    Raises ImageError: anything wrong with image, initrd, modules or command line; the message names
+    the field, its value and the limit; ClosedError: the guest memory is closed.
 
     >>> loaded = kvmpy.boot.load(kvmpy.asm("hlt", bits=16), memory, format="flat")
     >>> hex(loaded.entry.rip)

@@ -67,7 +67,7 @@ NO_ADDRESS: Final = bytes(12)
 
 @dataclass(frozen=True, slots=True)
 class VirtioMmio:
-    """A virtio-mmio device: `size` bytes at guest-physical `gpa`, interrupt `gsi`, an edge.
+    """A virtio-mmio device: ``size`` bytes at guest-physical ``gpa``, interrupt ``gsi``, an edge.
 
     >>> kvmpy.boot.acpi.VirtioMmio(0xD000_0000, 0x1000, 16).gsi
     16
@@ -80,7 +80,7 @@ class VirtioMmio:
 
 @dataclass(frozen=True, slots=True)
 class AcpiTables:
-    """What `build_acpi` wrote: the RSDP's gpa and (gpa, size in bytes, signature) of each table.
+    """What ``build_acpi`` wrote: the RSDP's gpa and (gpa, size in bytes, signature) of each table.
 
     >>> kvmpy.boot.acpi.build_acpi(memory, range(1)).tables[0]
     (917504, 36, 'RSDP')
@@ -102,22 +102,16 @@ def build_acpi(
 ) -> AcpiTables:
     """Write RSDP, RSDT, XSDT, FADT, FACS, DSDT and MADT to 0xE0000 and on.
 
-    The ports are those of `kvmpy.x86.layout`, the devices `kvmpy.devices` has for them. Give the
-    RSDP to `kvmpy.boot.load(..., acpi_rsdp=...)`.
+    The ports are those of ``kvmpy.x86.layout``, the devices ``kvmpy.devices`` has for them. Give
+    the RSDP to ``kvmpy.boot.load(..., acpi_rsdp=...)``.
 
-    Args:
-        memory: guest memory, with RAM below 1 MiB.
-        apic_ids: of the processors, the bootstrap processor's first; `range(n)` is usual.
-        virtio: in the order of their _UID, counted from 0.
-        serial: COM1 at 0x3f8 is there.
-        rtc: the CMOS RTC is there.
-        pvpanic: the panic port is there.
-        pic: the 8259s are there, beside the I/O APIC.
+    ``memory``: guest memory, with RAM below 1 MiB. ``apic_ids``: of the processors, the bootstrap
+    processor's first; ``range(n)`` is usual. ``virtio``: in the order of their _UID, counted from
+    0. ``serial``: COM1 at 0x3f8 is there. ``rtc``: the CMOS RTC is there. ``pvpanic``: the panic
+    port is there. ``pic``: the 8259s are there, beside the I/O APIC.
 
-    Raises:
-        ValueError: no processor, or an id, address or interrupt that a table cannot hold, or that
-            is given twice; or the tables exceed their 64 KiB.
-        GuestMemoryError: no writable RAM there.
+    Raises ValueError: no processor, or an id, address or interrupt that a table cannot hold, or
+    that is given twice; or the tables exceed their 64 KiB; GuestMemoryError: no writable RAM there.
 
     >>> tables = kvmpy.boot.acpi.build_acpi(memory, range(2))
     >>> hex(tables.rsdp), memory.read(tables.rsdp, 8)
@@ -149,7 +143,7 @@ class _Area:
         self.tables: list[tuple[int, int, str]] = []
 
     def reserve(self, signature: str, size: int, align: int = 16) -> int:
-        """The gpa of `size` bytes, aligned."""
+        """The gpa of ``size`` bytes, aligned."""
         offset = -(-len(self._content) // align) * align
         if offset + size > self.limit:
             raise ValueError(
@@ -200,7 +194,7 @@ def checksum(data: bytes | bytearray) -> int:
 
 
 def _sdt(signature: bytes, revision: int, body: bytes) -> bytes:
-    """A system description table: the common header, `body`, and the checksum over both."""
+    """A system description table: the common header, ``body``, and the checksum over both."""
     table = bytearray(
         SDT_HEADER.pack(
             signature, SDT_HEADER.size + len(body), revision, 0,
@@ -225,7 +219,7 @@ def _facs_table() -> bytes:
 
 
 def _generic_address(port: int, size: int) -> bytes:
-    """Generic Address Structure of `size` bytes of I/O ports, accessed in 1 or 2 bytes."""
+    """Generic Address Structure of ``size`` bytes of I/O ports, accessed in 1 or 2 bytes."""
     return struct.pack("<BBBBQ", SYSTEM_IO, 8 * size, 0, 1 if size == 1 else 2, port)
 
 
@@ -270,8 +264,7 @@ def _madt_table(apic_ids: Sequence[int], *, pic: bool = True) -> bytes:
     The processors are declared here only. Objects for them in the namespace would give Linux an
     idle driver that halts as it does without.
 
-    Raises:
-        ValueError: no processor, or an APIC id twice or not in 0..2**32 - 2.
+    Raises ValueError: no processor, or an APIC id twice or not in 0..2**32 - 2.
     """
     if not apic_ids or len(set(apic_ids)) != len(apic_ids):
         raise ValueError("apic_ids: at least one processor, and each id once")

@@ -43,8 +43,7 @@ _EDGE: Final = 1 << 1
 def path(text: str) -> bytes:
     r"""NameString: a path of NameSegs such as ``\_SB.COM1``; short segments are padded with "_".
 
-    Raises:
-        ValueError: a segment is not one to four of A-Z, 0-9 and _, or starts with a digit.
+    Raises ValueError: a segment is not one to four of A-Z, 0-9 and _, or starts with a digit.
 
     >>> kvmpy.boot.aml.path("\\_SB.COM1")
     b'\\._SB_COM1'
@@ -104,7 +103,7 @@ def eisa_id(text: str) -> bytes:
 
 
 def package_length(content: int) -> bytes:
-    """PkgLength of an object with `content` bytes after it: it counts itself too.
+    """PkgLength of an object with ``content`` bytes after it: it counts itself too.
 
     >>> [kvmpy.boot.aml.package_length(size).hex() for size in (62, 63, 4093)]
     ['3f', '4104', '4fff']
@@ -183,7 +182,7 @@ def resource_template(*descriptors: bytes) -> bytes:
 
 
 def io(first: int, length: int) -> bytes:
-    """IO (Decode16, first, first, 1, length): `length` ports (1 to 255) at a fixed place.
+    """IO (Decode16, first, first, 1, length): ``length`` ports (1 to 255) at a fixed place.
 
     >>> kvmpy.boot.aml.io(0x3F8, 8).hex()
     '4701f803f8030108'

@@ -1,7 +1,7 @@
 """The memory map handed to a guest, in the terms of ACPI's "System Address Map Interfaces".
 
-INT 15h, AX=E820h gave the table its name. One builder serves the Linux zero page (`e820_table`),
-the Multiboot information (`mmap_*`) and PVH (`memmap_paddr`): they differ only in encoding.
+INT 15h, AX=E820h gave the table its name. One builder serves the Linux zero page (``e820_table``),
+the Multiboot information (``mmap_*``) and PVH (``memmap_paddr``): they differ only in encoding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RangeType(enum.IntEnum):
 
 @dataclass(frozen=True)
 class MapEntry:
-    """One address range: guest-physical `base`, `size` in bytes, `type`."""
+    """One address range: guest-physical ``base``, ``size`` in bytes, ``type``."""
 
     base: int
     size: int
@@ -58,7 +58,7 @@ def merge(ranges: Iterable[Range]) -> list[Range]:
 
 
 def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
-    """The parts of `ranges` outside every one of `holes`, sorted."""
+    """The parts of ``ranges`` outside every one of ``holes``, sorted."""
     left = merge(ranges)
     for hole_start, hole_end in holes:
         pieces = [
@@ -77,8 +77,7 @@ def writable_ram(memory: GuestMemory) -> list[Range]:
 def supervisor_range(memory: GuestMemory) -> Range:
     """The supervisor area.
 
-    Raises:
-        ImageError: guest memory is too small, or too large, to have one.
+    Raises ImageError: guest memory is too small, or too large, to have one.
     """
     try:
         area = layout.supervisor_area(memory)
@@ -88,14 +87,13 @@ def supervisor_range(memory: GuestMemory) -> Range:
 
 
 def memory_map(memory: GuestMemory) -> tuple[MapEntry, ...]:
-    """The map of `memory`, sorted and without overlaps.
+    """The map of ``memory``, sorted and without overlaps.
 
     RAM is what is writable, less 0xA0000..0xFFFFF and the supervisor area. Those two, read-only
     regions and the pages that KVM keeps for itself below 4 GiB are reserved. The hole below
     4 GiB is otherwise not listed: a guest may place devices there.
 
-    Raises:
-        ImageError: see `supervisor_range`.
+    Raises ImageError: see ``supervisor_range``.
     """
     read_only = ((r.gpa, r.end) for r in memory.regions if r.read_only)
     reserved = merge((LOW_HOLE, KVM_PRIVATE, supervisor_range(memory), *read_only))

@@ -65,7 +65,7 @@ class ProgramHeader:
 
 @dataclass(frozen=True)
 class Elf:
-    """The parts of an ELF file that loading needs. `bits` is 32 or 64."""
+    """The parts of an ELF file that loading needs. ``bits`` is 32 or 64."""
 
     image: Image
     bits: int
@@ -84,8 +84,7 @@ def is_elf(image: Image) -> bool:
 def parse(image: Image) -> Elf:
     """Read and check the ELF header and the program headers.
 
-    Raises:
-        ImageError: a header is truncated, lies, or asks for what is not supported.
+    Raises ImageError: a header is truncated, lies, or asks for what is not supported.
     """
     ident = image.read("e_ident", 0, EI_NIDENT)
     if ident[:4] != ELFMAG:
@@ -136,8 +135,7 @@ def _program_header(image: Image, bits: int, e_phoff: int, index: int) -> Progra
 def place(elf: Elf, placement: Placement) -> None:
     """Claim and fill the memory of every PT_LOAD segment.
 
-    Raises:
-        ImageError: there is none, or one does not fit.
+    Raises ImageError: there is none, or one does not fit.
     """
     if not elf.loads:
         raise ImageError("PT_LOAD: the program headers have 0 such segments, at least 1 is needed")
@@ -153,8 +151,7 @@ def place(elf: Elf, placement: Placement) -> None:
 def entry_gpa(elf: Elf) -> int:
     """Guest-physical address of e_entry.
 
-    Raises:
-        ImageError: no segment has file content there.
+    Raises ImageError: no segment has file content there.
     """
     for header in elf.loads:
         if header.vaddr <= elf.entry < header.vaddr + header.filesz:
@@ -164,7 +161,7 @@ def entry_gpa(elf: Elf) -> int:
 
 
 def check_loaded(elf: Elf, what: str, gpa: int) -> None:
-    """Raise ImageError unless `gpa` lies in the file content of a segment."""
+    """Raise ImageError unless ``gpa`` lies in the file content of a segment."""
     if not any(header.paddr <= gpa < header.paddr + header.filesz for header in elf.loads):
         ranges = ", ".join(f"{h.paddr:#x}..{h.paddr + h.filesz - 1:#x}" for h in elf.loads[:4])
         raise ImageError(f"{what} is {gpa:#x}, outside the content of the segments ({ranges})")
@@ -175,8 +172,7 @@ def notes(elf: Elf) -> Iterator[tuple[bytes, int, bytes]]:
 
     Names and descriptors are cut to 64 bytes.
 
-    Raises:
-        ImageError: a note does not fit in its segment.
+    Raises ImageError: a note does not fit in its segment.
     """
     left = MAX_NOTES
     for header in elf.headers:
@@ -207,10 +203,9 @@ def notes(elf: Elf) -> Iterator[tuple[bytes, int, bytes]]:
 def load(request: Request) -> LoadedImage:
     """Load an ELF executable: ELF32 starts in protected mode, ELF64 in long mode.
 
-    The caller may ask for another mode, for instance `Mode.PAGED_32`.
+    The caller may ask for another mode, for instance ``Mode.PAGED_32``.
 
-    Raises:
-        ImageError: see `parse`, `place` and `entry_gpa`.
+    Raises ImageError: see ``parse``, ``place`` and ``entry_gpa``.
     """
     request.refuse_boot_information(FORMAT)
     request.refuse_load_address(FORMAT)

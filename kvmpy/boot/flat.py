@@ -6,7 +6,7 @@ Not a published format, so these are the rules:
 - Load address: what the caller says, else 0x7C00 in real mode (where a PC's firmware loads a boot
   sector, BIOS Boot Specification) and 1 MiB in the others. Execution starts there.
 - Stack: in real mode below the load address, as is the custom for boot sectors, if that leaves it
-  room and is within 64 KiB; else as `cpu.enter` has it.
+  room and is within 64 KiB; else as ``cpu.enter`` has it.
 - A boot sector (0x55 0xAA at offset 510) for which the caller gives neither is loaded as firmware
   loads it: the first 512 bytes only, with DL = 0x80, the first hard disk.
 """
@@ -40,8 +40,7 @@ def is_boot_sector(image: Image) -> bool:
 def load(request: Request) -> LoadedImage:
     """Load a flat binary.
 
-    Raises:
-        ImageError: it does not fit where it is to go.
+    Raises ImageError: it does not fit where it is to go.
     """
     request.refuse_boot_information(FORMAT)
     image = request.image
@@ -87,7 +86,7 @@ def _place(request: Request, mode: Mode, gpa: int, size: int) -> tuple[tuple[int
 
 
 def check_entry(what: str, rip: int, mode: Mode) -> None:
-    """Raise ImageError if no code can run at guest-physical `rip` in `mode`."""
+    """Raise ImageError if no code can run at guest-physical ``rip`` in ``mode``."""
     limit = {Mode.REAL_16: REAL_MODE_END, Mode.LONG_64: layout.MAX_RAM_END}.get(
         mode, 4 * layout.GIB
     )

@@ -1,6 +1,6 @@
 """What all loaders share: bounds-checked access to the image, the request, and the result.
 
-An image is hostile input. Loaders read it only through `Image`, whose every access is checked
+An image is hostile input. Loaders read it only through ``Image``, whose every access is checked
 against the size of the file.
 """
 
@@ -25,15 +25,13 @@ BytesLike: TypeAlias = "bytes | bytearray | memoryview | mmap.mmap"
 class Image:
     """Bounds-checked, read-only access to the bytes of one file.
 
-    No slice of the file outlives a call, so that a caller's `mmap` can be closed even while an
+    No slice of the file outlives a call, so that a caller's ``mmap`` can be closed even while an
     exception raised here is still propagating.
 
-    Args:
-        data: the file's content, any C-contiguous bytes-like object.
-        name: what error messages call the file.
+    ``data``: the file's content, any C-contiguous bytes-like object. ``name``: what error messages
+    call the file.
 
-    Raises:
-        ImageError: the file is empty.
+    Raises ImageError: the file is empty.
     """
 
     def __init__(self, data: BytesLike, name: str) -> None:
@@ -51,7 +49,7 @@ class Image:
         self._view.release()
 
     def check(self, what: str, offset: int, size: int) -> None:
-        """Raise ImageError unless `size` bytes at file offset `offset` exist."""
+        """Raise ImageError unless ``size`` bytes at file offset ``offset`` exist."""
         if offset < 0 or offset + size > self.size:
             raise ImageError(
                 f"{what}: {size:#x} bytes at file offset {offset:#x} lie outside {self.name}, "
@@ -67,7 +65,7 @@ class Image:
         return layout.unpack_from(self._view, offset)
 
     def prefix(self, size: int) -> bytes:
-        """The first `size` bytes, fewer if the file is shorter."""
+        """The first ``size`` bytes, fewer if the file is shorter."""
         return bytes(self._view[:size])
 
     def matches(self, offset: int, magic: bytes) -> bool:
@@ -89,7 +87,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `kvmpy.boot.load`, checked for what does not depend on the format."""
+    """The arguments of ``kvmpy.boot.load``, checked for what does not depend on the format."""
 
     image: Image
     memory: GuestMemory
@@ -148,12 +146,9 @@ _NO_REGISTERS: Mapping[str, int] = MappingProxyType({})
 class EntryState:
     """CPU state at the first instruction, as far as the boot protocol defines it.
 
-    Attributes:
-        mode: CPU mode.
-        rip: guest-physical address of the first instruction.
-        rsp: first stack pointer; None leaves the choice to `cpu.enter`.
-        regs: general registers by name (`"rax"` ...) that the protocol sets.
-        ring: privilege level.
+    ``mode``: CPU mode. ``rip``: guest-physical address of the first instruction. ``rsp``: first
+    stack pointer; None leaves the choice to ``cpu.enter``. ``regs``: general registers by name
+    (``"rax"`` ...) that the protocol sets. ``ring``: privilege level.
     """
 
     mode: Mode
@@ -165,13 +160,11 @@ class EntryState:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """What `load` did.
+    """What ``load`` did.
 
-    Attributes:
-        format: "flat", "elf", "multiboot", "pvh" or "linux".
-        description: one line for people.
-        entry: CPU state to start with.
-        segments: (gpa, size in bytes, name) of everything placed in guest memory, by gpa.
+    ``format``: "flat", "elf", "multiboot", "pvh" or "linux". ``description``: one line for people.
+    ``entry``: CPU state to start with. ``segments``: (gpa, size in bytes, name) of everything
+    placed in guest memory, by gpa.
     """
 
     format: str

@@ -127,8 +127,7 @@ def is_vmlinux(executable: elf.Elf) -> bool:
 def load(request: Request) -> LoadedImage:
     """Load a bzImage or a vmlinux with its command line and initrd.
 
-    Raises:
-        ImageError: not a kernel with a 64-bit entry, or something does not fit.
+    Raises ImageError: not a kernel with a 64-bit entry, or something does not fit.
     """
     request.refuse_placement(FORMAT, Mode.LONG_64)
     if request.modules:
@@ -162,8 +161,7 @@ def _load_bzimage(request: Request) -> LoadedImage:
 def read_setup_header(image: Image) -> SetupHeader:
     """Read the setup header and check that it offers the 64-bit boot protocol.
 
-    Raises:
-        ImageError: it does not.
+    Raises ImageError: it does not.
     """
     header = SetupHeader(*image.unpack("the setup header", SETUP_HEADER, HDR))
     if header.boot_flag != BOOT_FLAG:
@@ -230,7 +228,7 @@ def _place_kernel(header: SetupHeader, size: int, placement: Placement) -> tuple
 
 
 def _ram_advice(end: int) -> str:
-    """How much RAM puts the supervisor area above `end`, if any does."""
+    """How much RAM puts the supervisor area above ``end``, if any does."""
     need = end + layout.SUPERVISOR_SIZE
     if need > layout.HOLE_START:
         return ""
@@ -288,7 +286,7 @@ def _place_boot_params(
 ) -> int:
     """Place command line, initrd and struct boot_params; return the latter's gpa.
 
-    `raw` is the header as in the file: fields that this module does not know stay as they are.
+    ``raw`` is the header as in the file: fields that this module does not know stay as they are.
     """
     zero_page = placement.place(
         "zero page", BOOT_PARAMS_SIZE, align=layout.PAGE_SIZE, window=LOW_MEMORY

@@ -1,7 +1,7 @@
 """MP configuration table (Intel MultiProcessor Specification 1.4, "MP Configuration Table").
 
-For kernels without ACPI, or started with `acpi=off`: processors, the ISA bus, the I/O APIC and how
-the bus's interrupts are wired to it.
+For kernels without ACPI, or started with ``acpi=off``: processors, the ISA bus, the I/O APIC and
+how the bus's interrupts are wired to it.
 """
 
 from __future__ import annotations
@@ -45,15 +45,12 @@ ISA_IRQS: Final = 16
 def build_mp_table(memory: GuestMemory, apic_ids: Sequence[int], *, pic: bool = True) -> int:
     """Write the floating pointer and the configuration table to 0xF0000; return the former's gpa.
 
-    Args:
-        memory: guest memory, with RAM below 1 MiB.
-        apic_ids: of the processors, the bootstrap processor's first; `range(n)` is usual.
-        pic: 8259s and PIT are there, as with KVM's own irqchip; False for a split one.
+    ``memory``: guest memory, with RAM below 1 MiB. ``apic_ids``: of the processors, the bootstrap
+    processor's first; ``range(n)`` is usual. ``pic``: 8259s and PIT are there, as with KVM's own
+    irqchip; False for a split one.
 
-    Raises:
-        ValueError: no processor, an id twice, or not in 0..254: the table has 8 bits for it, and
-            one is the I/O APIC's.
-        GuestMemoryError: no writable RAM there.
+    Raises ValueError: no processor, an id twice, or not in 0..254: the table has 8 bits for it, and
+    one is the I/O APIC's; GuestMemoryError: no writable RAM there.
 
     >>> kvmpy.boot.mptable.build_mp_table(memory, range(2)) == kvmpy.x86.layout.MP_TABLE
     True
@@ -79,7 +76,7 @@ def _floating_pointer(table: int) -> bytes:
 
 
 def _configuration_table(apic_ids: Sequence[int], pic: bool) -> bytes:
-    """The configuration table for these processors. See `build_mp_table`."""
+    """The configuration table for these processors. See ``build_mp_table``."""
     if not apic_ids or len(set(apic_ids)) != len(apic_ids):
         raise ValueError("apic_ids: at least one processor, and each id once")
     for apic_id in apic_ids:

@@ -97,8 +97,7 @@ def is_bootable(image: Image) -> bool:
 def load(request: Request) -> LoadedImage:
     """Load a Multiboot image with its modules.
 
-    Raises:
-        ImageError: no usable header, or something does not fit.
+    Raises ImageError: no usable header, or something does not fit.
     """
     request.refuse_placement(FORMAT, Mode.PROTECTED_32)
     request.refuse_rng_seed(FORMAT)
@@ -204,7 +203,7 @@ def _place_module(module: Module, placement: Placement) -> bytes:
 
 
 def encode_map(memory: GuestMemory) -> bytes:
-    """`mmap_*`: `size` does not count itself."""
+    """``mmap_*``: ``size`` does not count itself."""
     size = MMAP_ENTRY.size - 4
     return b"".join(
         MMAP_ENTRY.pack(size, entry.base, entry.size, entry.type)
@@ -213,7 +212,7 @@ def encode_map(memory: GuestMemory) -> bytes:
 
 
 def _memory_sizes(memory: GuestMemory) -> tuple[int, int]:
-    """`mem_lower` and `mem_upper` in KiB: RAM from 0 up, and from 1 MiB to the first hole."""
+    """``mem_lower`` and ``mem_upper`` in KiB: RAM from 0 up, and from 1 MiB to the first hole."""
     ram = {e.base: e.end for e in e820.memory_map(memory) if e.type is e820.RangeType.RAM}
     one_mib = e820.LOW_HOLE[1]
     return ram.get(0, 0) // layout.KIB, (ram.get(one_mib, one_mib) - one_mib) // layout.KIB

@@ -2,7 +2,7 @@
 
 Every range is checked when it is claimed: inside writable RAM, outside the supervisor area and,
 in real mode, outside the vector table and its stubs, and clear of everything claimed before.
-Nothing is written before `commit`, so a refused image leaves guest memory as it was.
+Nothing is written before ``commit``, so a refused image leaves guest memory as it was.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ LOW_MEMORY = (0x1_0000, e820.LOW_HOLE[0])
 class Placement:
     """The layout of one load.
 
-    Args:
-        memory: the guest's memory.
-        mode: CPU mode of the entry, which decides what is reserved.
-        firmware_tables: ACPI and MP tables are in guest memory already.
+    ``memory``: the guest's memory. ``mode``: CPU mode of the entry, which decides what is reserved.
+    ``firmware_tables``: ACPI and MP tables are in guest memory already.
 
-    Raises:
-        ImageError: no RAM, or not enough for `mode`.
+    Raises ImageError: no RAM, or not enough for ``mode``.
     """
 
     def __init__(self, memory: GuestMemory, mode: Mode, *, firmware_tables: bool = False) -> None:
@@ -55,14 +52,13 @@ class Placement:
 
     @classmethod
     def of(cls, request: Request, mode: Mode) -> Placement:
-        """The layout of what `request` asks for."""
+        """The layout of what ``request`` asks for."""
         return cls(request.memory, mode, firmware_tables=request.acpi_rsdp is not None)
 
     def claim(self, what: str, gpa: int, size: int) -> None:
-        """Claim `size` bytes at exactly `gpa`; a size of 0 claims nothing.
+        """Claim ``size`` bytes at exactly ``gpa``; a size of 0 claims nothing.
 
-        Raises:
-            ImageError: the range is not free.
+        Raises ImageError: the range is not free.
         """
         if size == 0:
             return
@@ -83,17 +79,13 @@ class Placement:
         window: e820.Range = (e820.LOW_HOLE[1], LIMIT_4G),
         top: bool = False,
     ) -> int:
-        """Choose and claim `size` bytes in `window`, never in 0xA0000..0xFFFFF.
+        """Choose and claim ``size`` bytes in ``window``, never in 0xA0000..0xFFFFF.
 
-        Args:
-            what: name of the segment and, in messages, of the field.
-            size: in bytes, at least 1.
-            align: alignment in bytes.
-            window: start and exclusive end of the search.
-            top: take the highest address instead of the lowest.
+        ``what``: name of the segment and, in messages, of the field. ``size``: in bytes, at least
+        1. ``align``: alignment in bytes. ``window``: start and exclusive end of the search.
+        ``top``: take the highest address instead of the lowest.
 
-        Raises:
-            ImageError: there is no such range.
+        Raises ImageError: there is no such range.
         """
         gaps = list(self._gaps(window))
         for start, end in reversed(gaps) if top else gaps:
@@ -114,11 +106,11 @@ class Placement:
         return gpa
 
     def put(self, gpa: int, data: bytes) -> None:
-        """Have `commit` write `data` at `gpa`, inside a claimed range."""
+        """Have ``commit`` write ``data`` at ``gpa``, inside a claimed range."""
         self._writes.append((gpa, data, 0, len(data)))
 
     def put_file(self, gpa: int, source: Image, offset: int, size: int) -> None:
-        """Have `commit` copy a part of `source`, already checked, to `gpa`."""
+        """Have ``commit`` copy a part of ``source``, already checked, to ``gpa``."""
         self._writes.append((gpa, source, offset, size))
 
     def put_zeros(self, gpa: int, size: int) -> None:
@@ -136,7 +128,7 @@ class Placement:
         return tuple(sorted(self._claims))
 
     def _gaps(self, window: e820.Range) -> Iterator[e820.Range]:
-        """Free ranges inside `window` and outside 0xA0000..0xFFFFF, by address."""
+        """Free ranges inside ``window`` and outside 0xA0000..0xFFFFF, by address."""
         for low, high in e820.subtract([window], [e820.LOW_HOLE]):
             for start, end in self._free:
                 start, end = max(start, low), min(end, high)
@@ -144,7 +136,7 @@ class Placement:
                     yield start, end
 
     def _obstacle(self, gpa: int, end: int) -> str:
-        """Why `gpa`..`end` cannot be claimed."""
+        """Why ``gpa``..``end`` cannot be claimed."""
         for start, size, name in self._claims:
             if gpa < start + size and start < end:
                 return f"overlaps {name} at {start:#x}..{start + size - 1:#x}"

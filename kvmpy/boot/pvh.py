@@ -39,8 +39,7 @@ FORMAT = "pvh"
 def find_entry(executable: elf.Elf) -> int | None:
     """The address in the XEN_ELFNOTE_PHYS32_ENTRY note, if there is one.
 
-    Raises:
-        ImageError: a note is malformed.
+    Raises ImageError: a note is malformed.
     """
     for name, n_type, desc in elf.notes(executable):
         if name == XEN_NOTE_NAME and n_type == XEN_ELFNOTE_PHYS32_ENTRY:
@@ -56,8 +55,7 @@ def find_entry(executable: elf.Elf) -> int | None:
 def load(request: Request) -> LoadedImage:
     """Load an ELF file by its PVH entry point.
 
-    Raises:
-        ImageError: no such note, or something does not fit.
+    Raises ImageError: no such note, or something does not fit.
     """
     request.refuse_placement(FORMAT, Mode.PROTECTED_32)
     request.refuse_rng_seed(FORMAT)

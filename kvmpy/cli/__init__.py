@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KvmpyError as error:
         return _fail(error, FAILURE)
     except BrokenPipeError:
-        # The reader went away (`| head`). Python would complain once more when it flushes stdout.
+        # The reader went away (``| head``). Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILURE
     except KeyboardInterrupt:

@@ -100,7 +100,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _say_what_disturbs(found: Sequence[Disturbance]) -> None:
     names = ", ".join(item.name for item in found)
-    print(f"kvmpy: disturbed here by: {names}; the report says more", file=sys.stderr)
+    print(f"kvmpy: figures may be disturbed by: {names}; the report says more", file=sys.stderr)
 
 
 def _show_saved(args: argparse.Namespace) -> int:
@@ -193,7 +193,9 @@ def _load(path: str) -> Report:
     except OSError as error:
         raise RecordFileError(f"{path}: {error.strerror}") from None
     if len(content) > _LARGEST:
-        raise RecordFileError(f"{path}: more than {_LARGEST >> 20} MiB, no record of 'bench'")
+        raise RecordFileError(
+            f"{path}: more than {_LARGEST >> 20} MiB, so it is not a record of 'bench'"
+        )
     try:
         return Report.from_json(content)
     except RecordError as error:

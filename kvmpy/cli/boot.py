@@ -83,7 +83,8 @@ def _pattern(text: str) -> re.Pattern[bytes]:
     try:
         return re.compile(text.encode(), re.MULTILINE)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+        message = f"{text!r} is not a valid regular expression: {error}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _net(text: str) -> Any:
@@ -132,7 +133,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="features to hide or show: -avx512f,+x2apic (--cpuid=-x for a leading minus)",
     )  # fmt: skip
     add("--no-acpi", action="store_true", help="no ACPI tables: Linux then reads the MP table")
-    add("--format", choices=(_AUTO, *FORMATS), default=_AUTO, help="default: told from the content")
+    add(
+        "--format",
+        choices=(_AUTO, *FORMATS),
+        default=_AUTO,
+        help="default: detected from the content",
+    )
     add("--load-address", type=_address, metavar="GPA", help="where a flat image goes")
     add(
         "--mode", choices=[mode.value for mode in Mode],
@@ -294,7 +300,7 @@ def _run_watched(machine: Machine, args: argparse.Namespace) -> int:
         if seen is not None:
             status, text = 0, f"{shown!r} came after {seen:.2f} s"
         else:
-            status, text = status or 1, f"{shown!r} did not come: {text}"
+            status, text = status or 1, f"{shown!r} did not appear: {text}"
     if args.json:
         import json
 

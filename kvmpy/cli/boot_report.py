@@ -26,7 +26,7 @@ def stats_text(machine: Machine, outcome: Outcome) -> str:
     absent = machine.unclaimed.most_common(5)
     if absent:
         shown = ", ".join(f"{kind} {address:#x} ({n})" for (kind, address), n in absent)
-        lines.append(f"accesses to what is not there, most frequent first: {shown}")
+        lines.append(f"accesses to absent devices, most frequent first: {shown}")
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """NAME and the options of the command."""
     parser.add_argument(
         "name", nargs="?", metavar="NAME", choices=[*lab.EXPERIMENTS, "all"],
-        help="an experiment, or all of them; without it they are listed",
+        help="an experiment, or all of them; without a name, list them",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the results, on stdout")
     parser.add_argument("--html", metavar="FILE", help="one page with figures, self-contained")

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         watch = Watch(args.pid)
     except OSError as error:
-        raise NoMachineError(f"machines cannot be looked for: {error}") from None
+        raise NoMachineError(f"cannot look for machines: {error}") from None
     with watch:
         if not watch.machines:
             raise NoMachineError(_nothing(args.pid, watch.sample()))
@@ -118,7 +118,7 @@ def _nothing(pid: int | None, sample: Sample) -> str:
         return f"no machine of this user is running ('kvmpy boot IMAGE' starts one){why}"
     if not os.path.exists(f"/proc/{pid}"):
         return f"there is no process {pid}"
-    return f"process {pid} runs no machine of kvmpy that this user may watch{why}"
+    return f"process {pid} runs no kvmpy machine that this user may watch{why}"
 
 
 def _allow_many_descriptors() -> None:

@@ -196,9 +196,9 @@ class ScriptConsole:
         note = f"; {unseen} bytes came since the last match"
         special = [s for s in sources if s in self._output.between(self._position, 1 << 63)]
         if special:
-            note += f"; {special[0]!r} stands there as plain text: was exact=True meant?"
+            note += f"; {special[0]!r} appears as plain text: did you mean exact=True?"
         if self._at_end:
-            raise self._error(ExpectEof, f"{self._ending()} before {what} had come{note}")
+            raise self._error(ExpectEof, f"{self._ending()} before {what} appeared{note}")
         raise self._error(ExpectTimeout, f"no {what} within {timeout:g} s{note}")
 
     def _ending(self) -> str:
@@ -407,7 +407,7 @@ class ScriptConsole:
     def _alone(self, deadline: float) -> Iterator[None]:
         left = max(deadline - time.monotonic(), 0)
         if not self._turn.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
-            raise self._error(ExpectTimeout, "another script had the console all the time")
+            raise self._error(ExpectTimeout, "another script held the console all the time")
         try:
             if self._closed:
                 raise ClosedError("this console is closed")

@@ -177,7 +177,7 @@ class Search:
 
     A bytes or str pattern is a regular expression (``^`` and ``$`` at every line) unless ``exact``;
     one without special characters is searched for as it stands. Raises ValueError for a pattern
-    that matches the empty string, re.error for one that is no regular expression.
+    that matches the empty string, re.error for an invalid regular expression.
 
     >>> search = kvmpy.console.search.Search([rb"login: ", rb"panic"], at=0)
     >>> search.look(bytearray(b"host login: "), 0).groups

@@ -393,7 +393,9 @@ def _check(address: int, kind: Kind, length: int, software: bool) -> None:
     if kind not in _CONDITIONS:
         raise ValueError(f"kind={kind!r}: give 'execute', 'write' or 'access'")
     if length not in _LENGTHS or address % length:
-        raise ValueError(f"{length} bytes at {address:#x}: 1, 2, 4 or 8 can be, aligned")
+        raise ValueError(
+            f"a watched range is 1, 2, 4 or 8 bytes, aligned: got {length} at {address:#x}"
+        )
     if kind == "execute" and length != 1:
         raise ValueError("an 'execute' breakpoint is one byte long")
     if software and kind != "execute":

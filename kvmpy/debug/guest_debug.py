@@ -52,7 +52,7 @@ class VcpuGuestDebug(VcpuRun, VcpuTranslate):
         structure.control = sum(bit for on, bit in chosen if on)
         if hardware is not None:
             if len(hardware) != 8:
-                raise ValueError(f"{len(hardware)} debug registers: there are eight")
+                raise ValueError(f"hardware needs eight debug registers, got {len(hardware)}")
             structure.arch.debugreg = list(hardware)
         detail = f"control {structure.control:#x}"
         ioctls.KVM_SET_GUEST_DEBUG(self._settle(0), structure, detail)

@@ -52,7 +52,7 @@ class Translation(Record):
 
 
 class VcpuTranslate(VcpuFd):
-    """The part of a vCPU that knows virtual addresses."""
+    """Guest virtual addresses of a vCPU."""
 
     def translate(self, gva: int) -> Translation:
         """KVM_TRANSLATE: a guest virtual (linear) address, 0..2**64-1, by the vCPU's current mode

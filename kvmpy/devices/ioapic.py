@@ -27,7 +27,7 @@ class Ioapic:
     becomes that GSI's MSI route in KVM, so an irqfd ends in a LAPIC at once. Devices that drive a
     line do it by :meth:`set_line`, or in C after their ``connect_ioapic()``. A level-triggered line
     that is still up at the guest's EOI interrupts again: a LAPIC's EOI does not come out of
-    ``run()`` as IoapicEoi any more. Interrupts of delivery mode ExtINT go nowhere: there is no PIC.
+    ``run()`` as IoapicEoi any longer. Interrupts of delivery mode ExtINT are lost: there is no PIC.
 
     Intel 82093AA data sheet; KVM API, "KVM_CAP_SPLIT_IRQCHIP".
 

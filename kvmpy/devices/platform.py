@@ -90,7 +90,7 @@ class PowerManagement:
         lib.shim_pm_connect_ioapic(self._pm, ioapic._ioapic, ioapic.checked_pin(pin))
 
     def disconnect(self) -> None:
-        """No interrupt any more.
+        """Disconnect its interrupt.
 
         >>> kvmpy.PowerManagement().disconnect()
         """

@@ -79,7 +79,7 @@ class Rtc:
         _check(lib.shim_rtc_connect_ioapic(self._rtc, ioapic._ioapic, pin))
 
     def disconnect(self) -> None:
-        """No interrupt any more: its thread has ended.
+        """Disconnect its interrupt, and end its thread.
 
         >>> kvmpy.Rtc().disconnect()
         """

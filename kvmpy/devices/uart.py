@@ -99,7 +99,7 @@ class Uart:
         lib.shim_uart_connect_ioapic(self._device, ioapic._ioapic, ioapic.checked_pin(pin))
 
     def disconnect(self) -> None:
-        """No interrupt any more.
+        """Disconnect its interrupt.
 
         >>> kvmpy.Uart().disconnect()
         """

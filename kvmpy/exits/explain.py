@@ -147,7 +147,7 @@ def likely_cause(exit: exits.Exit, module: str) -> str:
                 "for shared, or the other way round; see vm.set_memory_attributes()."
             )
         case exits.DirtyRingFull():
-            return "nobody harvests it: cpu.dirty_ring.harvest(), vm.reset_dirty_rings(), run."
+            return "nobody has harvested it: cpu.dirty_ring.harvest(), vm.reset_dirty_rings(), run."
         case exits.IoIn() | exits.IoOut():
             return "a device that this machine does not have; claim the port with vm.on_io()."
         case _:

@@ -16,7 +16,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> bytes:
-    """The bytes of a bundled guest. Raises FileNotFoundError for a name that is none.
+    """The bytes of a bundled guest. Raises FileNotFoundError for an unknown name.
 
     >>> len(kvmpy.guests.load("demo.elf")) > 4096
     True

@@ -130,7 +130,7 @@ def _emulator(hypervisor: str | None, model: str, dmi: Path) -> str | None:
     if hypervisor == "QEMU TCG" or "TCG" in model:
         return "QEMU TCG"
     # Bochs poses as a real CPU without a hypervisor; its BIOS, which nobody else uses, does not.
-    # (The "BOCHS" in ACPI tables is no sign: SeaBIOS, and so every QEMU, has it too.)
+    # (The "BOCHS" in ACPI tables is no evidence: SeaBIOS, and so every QEMU, has it too.)
     try:
         firmware = (dmi / "bios_vendor").read_text().strip()
     except OSError:

@@ -15,7 +15,7 @@ _NEEDS = {"kvm_intel": "VT-x", "kvm_amd": "AMD-V"}
 
 
 def module_name(sys_module: StrPath = SYS_MODULE) -> str:
-    """The name of the vendor module behind /dev/kvm, "kvm" if none is to be seen.
+    """The name of the vendor module behind /dev/kvm, "kvm" if none can be seen.
 
     >>> kvmpy.host.module.module_name() in ("kvm_intel", "kvm_amd", "kvm_pvm", "")
     True
@@ -53,8 +53,8 @@ def module_parameters(module: str, sys_module: StrPath = SYS_MODULE) -> dict[str
 #: module -> why a distribution's kernel does not come up on it.
 _KERNEL_TROUBLE = {
     "kvm_pvm": "kvm_pvm emulates ring 0, hundreds of times slower than hardware and without "
-    "instructions that Linux executes as it boots, XRSTOR and INT3 among them: expect a start, "
-    "and no user space"
+    "instructions that Linux executes as it boots, XRSTOR and INT3 among them: it starts, but "
+    "does not reach user space"
 }
 
 

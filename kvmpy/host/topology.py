@@ -135,7 +135,7 @@ def check_pins(
     list in the kernel's notation, or numbers.
 
     Raises PinError as :func:`check_pin`, for the first that cannot be used or for none at all;
-    ValueError for a list that is none; TypeError for anything else.
+    ValueError for a malformed list; TypeError for anything else.
 
     >>> first = min(kvmpy.host.topology.allowed_cpus())
     >>> kvmpy.host.topology.check_pins(f"{first}") == {first}
@@ -156,7 +156,7 @@ def check_pins(
             f"pin={pin!r}: give the number of a pCPU, several of them, or a list like '0-3,8'"
         ) from None
     if not checked:
-        raise PinError(f"pin={pin!r} names no pCPU: give one at least")
+        raise PinError(f"pin={pin!r} names no pCPU: give at least one")
     return frozenset(checked)
 
 

@@ -1,4 +1,4 @@
-"""The part of a vCPU that tunes it: capabilities, attributes, the TPR's reporting."""
+"""A vCPU's attributes, its TPR, interrupts and NMIs queued from outside."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class VcpuApic(VcpuFd):
 
     def report_tpr_access(self, enabled: bool = True) -> None:
         """KVM_TPR_ACCESS_REPORTING: the guest's accesses to the LAPIC's task priority register come
-        as the exit :class:`TprAccess`, which follows the access.
+        as the exit :class:`TprAccess`, after the access.
 
         Processors that virtualize the register do not report it, nor does a VM without irqchip.
 

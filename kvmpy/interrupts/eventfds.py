@@ -1,4 +1,4 @@
-"""The part of a VM that saves exits: eventfds for interrupts and for writes, coalesced writes.
+"""What saves a VM exits: eventfds for interrupts and for writes, coalesced writes.
 
 KVM API, "4.75 KVM_IRQFD", "4.59 KVM_IOEVENTFD", "4.116 KVM_(UN)REGISTER_COALESCED_MMIO".
 """
@@ -37,7 +37,7 @@ class VmEvents(VmInterrupts):
         ``resample``: a second eventfd, for a level-triggered line: the line stays up until the
         guest's EOI, which lowers it and signals ``resample``; whoever still wants it writes to
         ``eventfd`` again. With a split irqchip KVM knows of no line; then it is the business of
-        the VM's :class:`Ioapic`. ``deassign`` takes it back.
+        the VM's :class:`Ioapic`. ``deassign`` undoes it.
 
         >>> import os; event = os.eventfd(0)
         >>> with kvmpy.VM(irqchip=True) as other:
@@ -87,7 +87,7 @@ class VmEvents(VmInterrupts):
 
         ``address``: guest physical, or a port with ``pio``. ``length``: only writes of that many
         bytes (1, 2, 4, 8); 0 takes any. ``datamatch``: only writes of that value; needs a length.
-        ``deassign`` takes it back: all else must be as it was. KVM API, 4.59.
+        ``deassign`` undoes it: all else must be as it was. KVM API, 4.59.
 
         >>> import os; event = os.eventfd(0)
         >>> vm.ioeventfd(event, 0xD000_0050, length=4, datamatch=0)
@@ -129,7 +129,7 @@ class VmEvents(VmInterrupts):
             capabilities.require(self, "KVM_CAP_COALESCED_PIO")
         end = 1 << 16 if pio else 1 << 64
         if address < 0 or not 1 <= size < 1 << 32 or address + size > end:
-            raise ClaimError(f"{_zone(pio, address, size)} is none")
+            raise ClaimError(f"invalid {_zone(pio, address, size)}: a zone holds at least one byte")
         for other in self._zones:  # KVM takes back every zone that contains the one it is told
             if other[0] == pio and other[1] < address + size and address < other[1] + other[2]:
                 raise ClaimError(f"{_zone(pio, address, size)} overlaps {_zone(*other)}")
@@ -141,7 +141,7 @@ class VmEvents(VmInterrupts):
 
     def uncoalesce(self, address: int, size: int, *, pio: bool = False) -> None:
         """KVM_UNREGISTER_COALESCED_MMIO: writes to the zone, one that :meth:`coalesce` was given,
-        exit again. Raises ClaimError if it is none. KVM API, 4.116.
+        exit again. Raises ClaimError for any other. KVM API, 4.116.
 
         >>> vm.coalesce(0xD000_0000, 0x1000)
         >>> vm.uncoalesce(0xD000_0000, 0x1000)

@@ -1,4 +1,4 @@
-"""The part of a VM that is about interrupts: controllers, lines, timer, routing, MSIs.
+"""A VM's interrupt controllers, lines, timer, routing and MSIs.
 
 KVM API, "4.24 KVM_CREATE_IRQCHIP" and the sections that its methods name.
 """

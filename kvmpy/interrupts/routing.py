@@ -71,7 +71,7 @@ class MsiMessage:
 
     @classmethod
     def decode(cls, address: int, data: int) -> Self:
-        """The message behind an address and data. Raises ValueError for an address that is none.
+        """The message behind an address and data. Raises ValueError for any other address.
 
         >>> kvmpy.MsiMessage.decode(0xFEE0_1000, 0x41).dest_id
         1

@@ -45,7 +45,7 @@ class Experiment:
     def run(self, pin: int | None = None) -> Any:
         """Run it, with the vCPU's thread pinned to pCPU ``pin`` unless that is None.
 
-        Raises UnsupportedError when nothing of it can be had here. What a module or CPU cannot
+        Raises UnsupportedError when nothing of it is available here. What a module or CPU cannot
         show is in the result, with the reason.
 
         >>> kvmpy.lab.experiment("vmx").run().module[:3]

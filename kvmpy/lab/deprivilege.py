@@ -2,7 +2,7 @@
 
 The guest (native/guests/lab-deprivilege.S) has both: a 32-bit kernel, and a monitor that can take
 ring 0 from it. "ring1": the kernel under the monitor, trap-and-emulate, as it is; "patched": the
-monitor has replaced the instructions that ought to trap and do not (`popek-goldberg`) by INT3;
+monitor has replaced the instructions that ought to trap and do not (``popek-goldberg``) by INT3;
 "ring0": without the monitor, where KVM's hardware puts a kernel. And from 64-bit code: why ring 1
 went out of use.
 

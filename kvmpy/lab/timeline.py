@@ -63,8 +63,8 @@ _SAME_RATE: Final = 0.02
 
 @dataclass(frozen=True)
 class Result:
-    """``turn``: TSC ticks of each of `STEPS` from the first on, of one real turn: of ``turns`` the
-    nearest to their medians. ``medians``: of each step since the one before. ``tsc_khz``: ticks a
+    """``turn``: TSC ticks of each of ``STEPS`` from the first on, of one real turn, the nearest of
+    ``turns`` to their medians. ``medians``: of each step since the one before. ``tsc_khz``: ticks a
     millisecond.
 
     ``call``: "syscall", or "int3" where SYSCALL fails as ``failure`` says. ``stamp_kernel``,
@@ -189,7 +189,7 @@ def run(pin: int | None = None) -> Result:
     The vCPU's thread is pinned to pCPU ``pin``, or to the last that it may use.
 
     Raises UnsupportedError where guest and host have no clock of any kind in common, a
-    KvmUnavailableError without usable KVM, PinError for a pCPU that cannot be had.
+    KvmUnavailableError without usable KVM, PinError for a pCPU that is not available.
 
     >>> result = kvmpy.lab.experiment("timeline").run()
     >>> len(result.turn) == len(result.medians) + 1 == len(kvmpy.lab.timeline.STEPS)
@@ -252,7 +252,7 @@ def _measured(verdict: backend.Verdict, pin: int | None) -> Result:
 
 
 def _working_call(pin: int | None, interpreted: bool) -> tuple[str, str]:
-    """The first of `_CALLS` that comes to ring 0 and back, and how the one before it fails."""
+    """The first of ``_CALLS`` that comes to ring 0 and back, and how the one before it fails."""
     failure = ""
     for call in _CALLS:
         with _Guest(call, pin, interpreted) as guest:

@@ -53,7 +53,8 @@ _REGISTERS: Final = ("rax", "rcx", "rdx", "rbx", "rsi", "rdi", "rbp", "r11")
 
 @dataclass(frozen=True)
 class State:
-    """A moment of the guest. ``general``: `rax` to `rbp` and `r11`, by name; ``cpl``: its ring."""
+    """A moment of the guest. ``general``: ``rax`` to ``rbp`` and ``r11``, by name; ``cpl``: its
+    ring."""
 
     rip: int
     rsp: int
@@ -67,8 +68,8 @@ class State:
 
 @dataclass(frozen=True)
 class Trip:
-    """One call. ``path``: of `PATHS`, or what stands in for it; ``failure``: how it ended, "" if it
-    came back, and ``vector`` of the exception.
+    """One call. ``path``: of ``PATHS``, or what stands in for it; ``failure``: how it ended, "" if
+    it came back, and ``vector`` of the exception.
 
     ``before``, ``inside``, ``after``: at the instruction, at the handler's first one, and back.
     ``pushed``: what ring 0's stack has gained, the last word first. ``sources``: the values that
@@ -89,10 +90,10 @@ class Trip:
 
 @dataclass(frozen=True)
 class Sysret:
-    """SYSRET to `NOT_CANONICAL`, with the program's RSP already in RSP.
+    """SYSRET to ``NOT_CANONICAL``, with the program's RSP already in RSP.
 
-    ``entered``: whether ring 3 came to it by SYSCALL, at the end of `TOP_PAGE`; if not, ring 0 was
-    started at SYSRET. ``ring``: in which the exception was raised, None if there was none;
+    ``entered``: whether ring 3 came to it by SYSCALL, at the end of ``TOP_PAGE``; if not, ring 0
+    was started at SYSRET. ``ring``: in which the exception was raised, None if there was none;
     ``frame``: what it pushed (error code, RIP, CS, RFLAGS, RSP, SS), at ``frame_at``.
     """
 
@@ -118,7 +119,7 @@ class Sysret:
 
 @dataclass(frozen=True)
 class Result:
-    """``trips``: each mode of `MODES` and each of `PATHS`, and stand-ins. ``paging``: whether
+    """``trips``: each mode of ``MODES`` and each of ``PATHS``, and stand-ins. ``paging``: whether
     legacy mode has it. ``interpreted``: whether KVM's emulator runs ring 0."""
 
     module: str
@@ -137,7 +138,7 @@ def run(pin: int | None = None) -> Result:
 
     The vCPU's thread is pinned to pCPU ``pin``, or to the last that it may use.
 
-    Raises a KvmUnavailableError without usable KVM, PinError for a pCPU that cannot be had.
+    Raises a KvmUnavailableError without usable KVM, PinError for a pCPU that is not available.
 
     >>> result = kvmpy.lab.experiment("traps").run()
     >>> {trip.mode for trip in result.trips}
@@ -321,7 +322,7 @@ def _sysret(pin: int | None) -> Sysret:
 
 
 def _map_top(lab: Lab) -> None:
-    """`TOP_PAGE`, with SYSCALL at its end."""
+    """``TOP_PAGE``, with SYSCALL at its end."""
     memory, page = lab.vm.memory, layout.PAGE_SIZE
     flags = paging.PRESENT | paging.WRITABLE | paging.USER | paging.ACCESSED | paging.DIRTY
     memory.write(_CODE_AT_THE_TOP, _SYSCALL.rjust(page, b"\x90"))

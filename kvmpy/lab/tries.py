@@ -205,7 +205,7 @@ def _has_statistics(guest: Guest) -> bool:
 def here(what: Try) -> Tried:
     """Make a 64-bit try in this process: root ring 3. A child makes it, in case it dies of it.
 
-    Raises OSError when no child can be had.
+    Raises OSError when no child process can be made.
     """
     program = image.load(MODES[LONG][1])
     code = program.code

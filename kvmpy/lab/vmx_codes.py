@@ -56,7 +56,7 @@ TITLES: Final = {
     "vmptrld_misaligned": "VMPTRLD of address 1",
     "vmclear": "VMCLEAR",
     "vmptrld": "VMPTRLD",
-    "vmwrite_unknown": "VMWRITE of a field that is none",
+    "vmwrite_unknown": "VMWRITE of a field that does not exist",
     "fields": "VMWRITE of all fields",
     "launch_bad_control": "VMLAUNCH, pin controls all 0",
     "launch_bad_host": "VMLAUNCH, host CS a null selector",

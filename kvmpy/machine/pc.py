@@ -121,7 +121,7 @@ class Pc:
         return +counts
 
     def disconnect(self) -> None:
-        """No interrupt any more: the VM's descriptor is about to go."""
+        """Disconnect all interrupts: the VM's descriptor is about to go."""
         for device in (self.serial, self.rtc, self.power):
             device.disconnect()
 

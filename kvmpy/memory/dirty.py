@@ -131,7 +131,7 @@ class VmDirty(VmMemory):
 
     def enable_dirty_ring(self, entries: int) -> None:
         """KVM_CAP_DIRTY_LOG_RING_ACQ_REL (or _RING): dirty pages go into a ring per vCPU, and there
-        is no bitmap any more. Before the first vCPU, and once only.
+        is no bitmap any longer. Before the first vCPU, and once only.
 
         ``entries``: a power of two from 256 up to what KVM says (65536 so far). KVM keeps some for
         itself, more with PML (kvm_intel), and may want 1024 for that.
@@ -212,7 +212,7 @@ def _part(slot: Slot, first_page: int, count: int | None) -> int:
     left = slot.pages - first_page
     if first_page % PAGES_PER_WORD or not 0 <= first_page < slot.pages:
         raise ValueError(
-            f"first_page {first_page} is no multiple of {PAGES_PER_WORD} in 0..{slot.pages - 1}"
+            f"first_page {first_page} is not a multiple of {PAGES_PER_WORD} in 0..{slot.pages - 1}"
         )
     if count is None:
         return left
@@ -220,7 +220,7 @@ def _part(slot: Slot, first_page: int, count: int | None) -> int:
         raise ValueError(f"count {count} is not in 1..{left}, what {slot!r} has from there")
     if count % PAGES_PER_WORD and count != left:
         raise ValueError(
-            f"count {count} is no multiple of {PAGES_PER_WORD}, and the slot does not end there"
+            f"count {count} is not a multiple of {PAGES_PER_WORD}, and the slot does not end there"
         )
     return count
 

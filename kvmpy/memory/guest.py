@@ -34,7 +34,7 @@ _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def parse_size(size: int | str) -> int:
     """Bytes from ``4096`` or from ``"64K"``, ``"256M"``, ``"1G"``, ``"1GiB"`` (binary units).
 
-    Raises ValueError for anything else, for zero, and for sizes that are no multiple of 4 KiB.
+    Raises ValueError for anything else, for zero, and for sizes that are not multiples of 4 KiB.
 
     >>> kvmpy.memory.guest.parse_size("16M")
     16777216
@@ -169,7 +169,7 @@ class GuestMemory:
         """
         self._check_open()
         if backing not in ("anonymous", "memfd", "hugetlb"):
-            raise ValueError(f"backing {backing!r} is none of anonymous, memfd, hugetlb")
+            raise ValueError(f"backing {backing!r}: give anonymous, memfd or hugetlb")
         size = parse_size(size)
         self._check_place(gpa, size)
         try:
@@ -222,7 +222,7 @@ class GuestMemory:
         self._sort()
 
     def remove(self, region: Region) -> None:
-        """Take a region out of the address space: where it was, there is no memory any more.
+        """Take a region out of the address space: where it was, there is no memory any longer.
 
         Views that are held keep its mapping alive. Raises GuestMemoryError while a virtio device
         uses the memory.

@@ -41,7 +41,7 @@ def map_memory(size: int, backing: Backing) -> tuple[mmap.mmap, int, Backing, in
     if backing == "hugetlb":
         try:
             if size % HUGE_PAGE_SIZE:
-                raise OSError(f"{size:#x} bytes are no multiple of 2 MiB")
+                raise OSError(f"{size:#x} bytes are not a multiple of 2 MiB")
             # Reserved, so that a pool that is too small fails here and not in the guest's face.
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB
             return mmap.mmap(-1, size, flags=flags), 0, "hugetlb", None

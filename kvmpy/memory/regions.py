@@ -48,7 +48,7 @@ class VmMemory(VmFd):
         ``guest_memfd``, ``guest_memfd_offset``: where the slot's private memory is; such a slot
         can only be deleted again.
 
-        Returns the Slot, or None for a deletion. What it makes is no part of ``vm.memory``.
+        Returns the Slot, or None for a deletion. What it makes is not part of ``vm.memory``.
         Raises GuestMemoryError for a slot that backs a region of ``vm.memory``, UnsupportedError
         without KVM_CAP_USER_MEMORY2 (guest_memfd only), KvmIoctlError when KVM refuses.
 

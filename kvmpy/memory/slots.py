@@ -151,7 +151,7 @@ class Slot:
 
     @property
     def deleted(self) -> bool:
-        """Whether it is no more.
+        """Whether it has been deleted.
 
         >>> vm.slots[0].deleted
         False
@@ -293,7 +293,7 @@ class Slots(Mapping[int, Slot]):
         for slot in self._slots.values():
             if slot is what or (slot.region is what is not None) or slot.number == what:
                 return slot
-        raise GuestMemoryError(f"{what!r} is no memory slot of this VM")
+        raise GuestMemoryError(f"{what!r} is not a memory slot of this VM")
 
     # -- the memory's adopter
 
@@ -358,7 +358,7 @@ class Slots(Mapping[int, Slot]):
         self.forget(slot)
 
     def forget(self, slot: Slot) -> None:
-        """The slot is no more."""
+        """The slot has been deleted."""
         del self._slots[slot.number]
         self._lowest_free = min(self._lowest_free, slot.number)
         if slot._held is not None:

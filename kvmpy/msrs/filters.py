@@ -136,7 +136,7 @@ def allows(ranges: Iterable[MsrRange], default: Default, msr: Key, *, write: boo
 
 
 class VmMsrs(VmFd):
-    """The part of a VM that filters MSRs."""
+    """Who answers a VM's accesses to MSRs."""
 
     _msr_ranges: tuple[MsrRange, ...] = ()
     _msr_default: Default = "allow"

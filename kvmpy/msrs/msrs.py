@@ -164,7 +164,7 @@ class Msrs(_Reader):
 class FeatureMsrs(_Reader):
     """``kvm.feature_msrs["ARCH_CAPABILITIES"]``; iteration gives the numbers that KVM lists.
 
-    Reading raises MsrError for one that is no feature MSR, UnsupportedError if
+    Reading raises MsrError for one that is not a feature MSR, UnsupportedError if
     KVM_CAP_GET_MSR_FEATURES is missing.
 
     >>> len(kvm.feature_msrs.read(kvm.feature_msrs)) == len(kvm.feature_msr_indices())

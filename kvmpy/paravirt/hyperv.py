@@ -28,7 +28,7 @@ class VmHyperv:
         self, conn_id: int, eventfd: int | HasFileno = -1, *, deassign: bool = False
     ) -> None:
         """KVM_HYPERV_EVENTFD: the guest's HvSignalEvent on connection ``conn_id`` (24 bits) signals
-        ``eventfd``. ``deassign`` takes it back. KVM API, 4.113.
+        ``eventfd``. ``deassign`` undoes it. KVM API, 4.113.
 
         Raises UnsupportedError without KVM_CAP_HYPERV_EVENTFD.
 

@@ -264,7 +264,7 @@ class _Examination:
         bad = [way.instruction for way in ways if way.ring != 0]
         finding = f"Ways from 64-bit ring 3 into ring 0: {', '.join(good) or 'none'}"
         finding += f"; not {', '.join(bad)}." if bad else "."
-        # SYSENTER is #UD in long mode on every AMD CPU: that alone is no shortcoming of KVM.
+        # SYSENTER is #UD in long mode on every AMD CPU: that alone does not fault KVM.
         expected = not bad or (bad == ["sysenter"] and self.system.module() == "kvm_amd")
         yield Check("ring 3 to 0", "ok" if expected else "warning", finding)
 

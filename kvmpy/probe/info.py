@@ -1,4 +1,4 @@
-"""Everything `info` tells, as one plain object."""
+"""Everything ``info`` tells, as one plain object."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Verdict:
     emulates this host's CPU, None if none was recognised; "native" then means by that CPU.
     ``paging``: "EPT", "NPT", "shadow", or None if the module does not say.
     ``detail``: how a ring fails, "" if none does.
-    ``unrestricted_guest``: whether VT-x runs real mode itself; None where that is no question.
+    ``unrestricted_guest``: whether VT-x runs real mode itself; None where that does not apply.
     ``nested_guests``: whether guests get VT-x or AMD-V; None if the module does not say.
     """
 

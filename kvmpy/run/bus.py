@@ -24,7 +24,7 @@ _RECORD_WORDS = 4
 
 
 class ClaimError(KvmpyError, ValueError):
-    """The port or address range is claimed already, or is none."""
+    """The port or address range is claimed already, or invalid."""
 
 
 class BusDevice(Protocol):

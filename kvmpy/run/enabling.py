@@ -24,7 +24,7 @@ def _mask(what: str, names: Iterable[str], known: Mapping[str, int]) -> int:
 
 
 class VmEnabling(VmFd):
-    """The part of a VM that enables capabilities."""
+    """Capabilities of a VM that are enabled by name."""
 
     def _enable_supported(self, capability: str, bits: int, what: str) -> None:
         """Enable with a mask that KVM_CHECK_EXTENSION must have all bits of."""
@@ -163,7 +163,7 @@ class VmEnabling(VmFd):
 
 
 class VcpuEnabling(VcpuFd):
-    """The part of a vCPU that enables capabilities."""
+    """Capabilities of a vCPU that are enabled by name."""
 
     def enforce_pv_cpuid(self, on: bool = True) -> None:
         """KVM_CAP_ENFORCE_PV_FEATURE_CPUID: the guest has only those paravirtual features of KVM

@@ -17,7 +17,7 @@ _SIGSET_BYTES = 8  # of the kernel: signals 1..64
 
 
 class VcpuRunPage(VcpuFd):
-    """The part of a vCPU that is kvm_run's head."""
+    """The head of a vCPU's kvm_run page."""
 
     def _page(self) -> Any:
         self.fileno()

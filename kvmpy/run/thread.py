@@ -1,5 +1,5 @@
-"""The part of a vCPU that is about the thread that runs it: which it is, where it may run, and
-keeping it out of the guest for a while."""
+"""The thread that runs a vCPU: which it is, where it may run, how it is kept out of the guest for a
+while."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class VcpuThread(VcpuFd):
         thread use all that this process may.
 
         Raises PinError for a pCPU that this process may not use, or that the kernel refuses;
-        ValueError for no list of pCPUs.
+        ValueError for a malformed list.
 
         >>> one = min(kvmpy.host.topology.allowed_cpus())
         >>> cpu.pin = {one}
@@ -84,7 +84,7 @@ class VcpuThread(VcpuFd):
 
     def pause(self, timeout: float = 5.0) -> bool:
         """Have the vCPU out of the guest, and keep it out until :meth:`resume`. True once it is:
-        no instruction of the guest runs any more, and no exit is being handled. Registers and
+        no instruction of the guest runs any longer, and no exit is being handled. Registers and
         memory can be read and written then, from any thread. Its run does not end; one that begins
         waits. :meth:`kick` ends a run that is paused, and a run's ``timeout`` goes on.
 

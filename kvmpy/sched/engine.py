@@ -114,24 +114,17 @@ def run(
     """Run ``vcpus`` on ``pcpus``, in turn, each with ``threads`` guest threads, for ``seconds``, or
     until all threads have ended; Ctrl-C ends it with what was seen.
 
-    Args:
-        vcpus: 1..64. The first is bound to the first of ``pcpus``, and so on, and round again.
-        pcpus: pCPUs that this process may use.
-        threads: of each vCPU, 1..16.
-        seconds: 0..600.
-        slice_ms: the guest's time slice, 0.01..1000.
-        gap_us: time without a sign of life that is noted as a gap, 1..10000.
-        program: what the threads do, one of `kvmpy.sched.guest.PROGRAMS`.
-        work: bytes that each thread uses at a turn, 0..16384; "yield" only.
-        system_call: how threads call their kernel: "syscall", "int80" or "int3". None: SYSCALL, or
-            INT 3 where ring 0 is interpreted, since SYSCALL stays in ring 3 there.
-        nice: the vCPUs' threads get these values, -20..19, in turn; none: as this thread has it.
+    ``vcpus``: 1..64. The first is bound to the first of ``pcpus``, and so on, and round again.
+    ``pcpus``: pCPUs that this process may use. ``threads``: of each vCPU, 1..16. ``seconds``:
+    0..600. ``slice_ms``: the guest's time slice, 0.01..1000. ``gap_us``: time without a sign of
+    life that is noted as a gap, 1..10000. ``program``: what the threads do, one of
+    ``kvmpy.sched.guest.PROGRAMS``. ``work``: bytes that each thread uses at a turn, 0..16384;
+    "yield" only. ``system_call``: how threads call their kernel: "syscall", "int80" or "int3".
+    None: SYSCALL, or INT 3 where ring 0 is interpreted, since SYSCALL stays in ring 3 there.
+    ``nice``: the vCPUs' threads get these values, -20..19, in turn; none: as this thread has it.
 
-    Raises:
-        ValueError: an argument is out of range.
-        PinError: this process may not use a pCPU.
-        SchedulingError: it may not have a nice value.
-        GuestError: the guest failed.
+    Raises ValueError: an argument is out of range; PinError: this process may not use a pCPU;
+    SchedulingError: it may not have a nice value; GuestError: the guest failed.
 
     >>> with kvmpy.KVM():
     ...     pcpu = min(kvmpy.host.topology.allowed_cpus())

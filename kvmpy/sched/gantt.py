@@ -99,7 +99,7 @@ def _most(column: dict[str, float], empty: str) -> str:
 
 
 def colour(vcpu: int) -> str:
-    """The class of a vCPU's colour (`kvmpy.report.svg.CLASSES`).
+    """The class of a vCPU's colour (``kvmpy.report.svg.CLASSES``).
 
     >>> kvmpy.sched.gantt.colour(9)
     'lane1'

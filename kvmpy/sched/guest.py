@@ -171,7 +171,7 @@ class Kernel:
 class Guest:
     """A VM with a vCPU for each of ``pins``: the pCPU that its thread is bound to, or None.
 
-    ``system_call``: one of `SYSTEM_CALLS`. ``on_finished(vcpu)`` is called, in a vCPU's thread,
+    ``system_call``: one of ``SYSTEM_CALLS``. ``on_finished(vcpu)`` is called, in a vCPU's thread,
     with the number of a vCPU all of whose threads have ended.
 
     Raises UnsupportedError where KVM cannot give all vCPUs one clock.

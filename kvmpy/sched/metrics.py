@@ -67,7 +67,7 @@ def on_pcpu(vcpu: Vcpu) -> Lengths:
 
 
 def gaps(vcpu: Vcpu, kind: str) -> Lengths:
-    """The vCPU's gaps of a kind (`kvmpy.sched.result.Gap`).
+    """The vCPU's gaps of a kind (``kvmpy.sched.result.Gap``).
 
     >>> kvmpy.sched.metrics.gaps(sched_result.vcpus[0], "descheduled").count
     3

@@ -124,7 +124,8 @@ class Result:
     """An experiment: ``vcpus`` with ``threads`` guest threads each, on ``pcpus``.
 
     ``seconds``: asked for; ``wall``: ns it took. ``slice_us``: the guest's time slice; ``gap_us``:
-    what is shorter is no gap. ``system_call``: the instruction that guest threads call ring 0 by.
+    anything shorter is not a gap. ``system_call``: the instruction by which guest threads enter
+    ring 0.
     ``tsc_khz``: measured against the host's clock. ``ring0``: "native" or "emulated", as
     :func:`kvmpy.probe.verdict.verdict` has it, and ``verdict`` its sentence. ``written``: what the
     guests wrote. ``interrupted``: by Ctrl-C, before the time was up. ``notes``: what figures here

@@ -90,7 +90,7 @@ class _Hole:
 def build(
     raw: Raw, clock: TscClock, *, threads: int, pcpu: int, gap_ns: int, has_steal: bool
 ) -> Timeline:
-    """A vCPU's timeline. ``gap_ns``: what is shorter is no gap; ``pcpu``: see `Slice`.
+    """A vCPU's timeline. ``gap_ns``: anything shorter is not a gap; ``pcpu``: see ``Slice``.
 
     >>> from kvmpy.sched.timeline import TscClock, Raw, build
     >>> start = (0, 1000, 1100, 0, 0, 4 << 16 | 0xff, 1)

@@ -153,7 +153,7 @@ class Registers(_Page):
         return dict(zip(GENERAL, self.values(), strict=True))
 
     def update(self, values: Mapping[str, int] | None = None, **named: int) -> None:
-        """Set several by name. Raises AttributeError for a name there is not.
+        """Set several by name. Raises AttributeError for an unknown name.
 
         >>> cpu.regs.update(rax=1, rbx=2)
         >>> cpu.regs.rax, cpu.regs.rbx

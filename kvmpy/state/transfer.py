@@ -48,7 +48,7 @@ def save(cpu: VcpuParts) -> VcpuState:
     if cpu._shim.deferred:
         raise KvmpyError(
             "the instruction at RIP is in the middle of its memory accesses, and KVM has no state "
-            "for that: run() until the accesses that are left have come, then save"
+            "for that: run() until the remaining accesses have been made, then save"
         )
     # First what changes registers by being read: MP_STATE has KVM act on an INIT or SIPI that
     # waits; EVENTS put an exception's payload into CR2 or DR6 if the VM has not enabled payloads.
@@ -153,7 +153,7 @@ def restore(cpu: VcpuParts, state: VcpuState, force: bool) -> Differences:
     shown = cpu.get_cpuid()
     against = _against(cpu, state, shown)
     if against and not force:
-        raise StateMismatchError("this state cannot go on here (saved -> here):", against)
+        raise StateMismatchError("this state cannot continue here (saved -> here):", against)
     fd = cpu._settle(_PAGE)
     # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set. The TSC's
     # frequency before the TSC, and the banks before what is in them.

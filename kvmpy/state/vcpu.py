@@ -74,7 +74,7 @@ class VcpuState:
     stubs: StubTable | None = None
 
     def msr(self, key: int | str) -> int:
-        """An MSR by number or name. Raises KeyError if the state has it not.
+        """An MSR by number or name. Raises KeyError if it is not in the saved state.
 
         >>> hex(cpu.save().msr("PAT"))
         '0x7040600070406'
@@ -114,7 +114,7 @@ class VcpuState:
             raise StateFormatError(f"not a {FORMAT!r}")
         _check_version(document.pop("version", None))
         if odd := set(document) ^ set(CODECS):
-            raise StateFormatError(f"parts too many or too few: {', '.join(sorted(odd))}")
+            raise StateFormatError(f"parts missing or unknown: {', '.join(sorted(odd))}")
         return cls._decoded(
             (name, None if document[name] is None else codec.from_json, document[name])
             for name, codec in CODECS.items()
@@ -191,7 +191,7 @@ _OPTIONAL: Final = frozenset(("lapic", "nested", "stubs"))
 
 def _check_version(version: object) -> None:
     if type(version) is not int or version != VERSION:
-        raise StateFormatError(f"version {version!r}: this is written for version {VERSION}")
+        raise StateFormatError(f"version {version!r}: this kvmpy reads version {VERSION}")
 
 
 def _sections(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -209,7 +209,7 @@ def _sections(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     for _ in range(count):
         if at + _SECTION.size > length:
-            raise StateFormatError("ends in the middle of a part")
+            raise StateFormatError("it ends in the middle of a part")
         number, size = _SECTION.unpack_from(body, at)
         at += _SECTION.size
         if at + size > length:

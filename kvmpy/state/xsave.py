@@ -335,7 +335,9 @@ class Xsave:
         8192
         """
         if any(self.data[size:]):
-            raise ValueError(f"an XSAVE area of {len(self.data)} bytes, {size} here: not all fits")
+            raise ValueError(
+                f"an XSAVE area of {len(self.data)} bytes, {size} here: it does not fit"
+            )
         return Xsave(self.data[:size].ljust(size, b"\0"), self.layout)
 
     def to_json(self) -> dict[str, Any]:
@@ -386,21 +388,21 @@ def request_guest_permission(component: str = "tiledata") -> None:
     >>> kvmpy.state.request_guest_permission("nothing")
     Traceback (most recent call last):
     ...
-    ValueError: 'nothing' is no XSAVE component: x87, sse, avx, ...
+    ValueError: 'nothing' is not an XSAVE component: x87, sse, avx, ...
     """
     import ctypes
 
     bit = _BITS.get(component)
     if bit is None:
-        raise ValueError(f"{component!r} is no XSAVE component: {', '.join(_BITS)}")
+        raise ValueError(f"{component!r} is not an XSAVE component: {', '.join(_BITS)}")
     system_call = ctypes.CDLL(None, use_errno=True).syscall
     system_call.restype = ctypes.c_long
     arguments = (_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_GUEST_PERM, bit)
     if system_call(*map(ctypes.c_long, arguments)) == 0:
         return
     code = ctypes.get_errno()
-    if code in (22, 95):  # EINVAL: a kernel before 5.17; EOPNOTSUPP: the processor has it not
+    if code in (22, 95):  # EINVAL: a kernel before 5.17; EOPNOTSUPP: the processor lacks it
         raise UnsupportedError(f"this host has no {component} for guests: {os.strerror(code)}")
     raise PermissionError(
-        code, f"no guest permission for {component} any more: a vCPU of this process exists"
+        code, f"no guest permission for {component} any longer: a vCPU of this process exists"
     )

@@ -286,7 +286,7 @@ class Schema:
         return struct.unpack(f"={self._data_size // 8}Q", raw)
 
     def one(self, read: Reader, name: str) -> Stat:
-        """One statistic, read alone. Raises KeyError for a name that is none."""
+        """One statistic, read alone. Raises KeyError for an unknown name."""
         descriptor = self.descriptors[name]
         raw = _exactly(read, 8 * descriptor.size, self._data_at + descriptor.offset, name)
         return Stat(descriptor, struct.unpack(f"={descriptor.size}Q", raw))

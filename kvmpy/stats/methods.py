@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class WithStats(Descriptor):
-    """The part of a VM or vCPU that has statistics."""
+    """KVM's own statistics of a VM or vCPU."""
 
     _stats: Stats | None = None
 

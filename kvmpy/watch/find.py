@@ -172,7 +172,7 @@ def _packets(connection: socket.socket, deadline: float, fds: list[int]) -> Iter
     while len(fds) <= 1 + _MOST_VCPUS:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise PeerError(f"it has not told of its machine within {_PATIENCE:g} s")
+            raise PeerError(f"it did not describe its machine within {_PATIENCE:g} s")
         connection.settimeout(left)
         try:
             # socket.recv_fds() has no use for its flags.
@@ -185,24 +185,24 @@ def _packets(connection: socket.socket, deadline: float, fds: list[int]) -> Iter
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise PeerError("it sends more than a machine has to say, or we lack descriptors")
+            raise PeerError("it sends too much, or this process has no descriptors left")
         if not data:
             return
         yield data
-    raise PeerError("it sends more descriptors than a machine has vCPUs")
+    raise PeerError("it sends more descriptors than a machine can have vCPUs")
 
 
 def _read_greeting(greeting: bytes, pid: int, name: str) -> tuple[MachineInfo, bool]:
     if len(greeting) < publish.GREETING.size:
-        raise PeerError(f"it greets with {len(greeting)} bytes")
+        raise PeerError(f"its greeting has {len(greeting)} bytes")
     fields = publish.GREETING.unpack_from(greeting)
     magic, version, with_stats, cpus, record_size, memory = fields
     if magic != publish.MAGIC:
-        raise PeerError("it does not greet as a machine of kvmpy does")
+        raise PeerError("its greeting is not that of a kvmpy machine")
     if (version, record_size) != (publish.FORMAT, publish.RECORD_SIZE):
         raise PeerError("it runs another version of kvmpy")
     if not 1 <= cpus <= _MOST_VCPUS or with_stats > 1:
-        raise PeerError(f"it says that it has {cpus} vCPUs")
+        raise PeerError(f"it claims to have {cpus} vCPUs")
     text = greeting[publish.GREETING.size :].decode("utf-8", "replace")
     return MachineInfo(pid, printable(text), memory, cpus, name), bool(with_stats)
 
@@ -212,7 +212,7 @@ def _map_counters(fd: int, cpus: int) -> Any:
     size = publish.HEADER_SIZE + cpus * publish.RECORD_SIZE
     seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     if not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size != size:
-        raise PeerError("its memory is not what a machine's is")
+        raise PeerError("the memory it sends is not that of a machine")
     memory = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
     return ffi.from_buffer("struct shim_published *", memory)
 
@@ -221,4 +221,4 @@ def _check_statistics(fd: int) -> None:
     """That it is KVM's: a read of anything else might take for ever."""
     target = os.readlink(f"/proc/self/fd/{fd}")
     if not re.match(r"anon_inode:\[?kvm-vcpu-stats", target):
-        raise PeerError(f"{target!r} is no statistics of KVM")
+        raise PeerError(f"{target!r} is not a KVM statistics descriptor")

@@ -35,7 +35,7 @@ class ThreadTimes:
 def parse_stat(text: str) -> tuple[str, int, int, int]:
     """(state, pCPU, ticks in user and kernel mode, ticks in a guest) from a thread's ``stat``.
 
-    Raises ValueError for what is no such file.
+    Raises ValueError for any other file.
 
     >>> kvmpy.watch.proc.parse_stat("7 (a) b) R" + " 0" * 10 + " 5 2" + " 0" * 23 + " 3 0 0 0 4")
     ('R', 3, 7, 4)
@@ -43,7 +43,7 @@ def parse_stat(text: str) -> tuple[str, int, int, int]:
     # The name is in parentheses, and may have some itself.
     fields = text.rpartition(")")[2].split()
     if len(fields) < 41 or len(fields[0]) != 1:
-        raise ValueError(f"no stat of a thread: {text[:80]!r}")
+        raise ValueError(f"not the stat of a thread: {text[:80]!r}")
     user, system, pcpu, guest = (int(fields[i]) for i in (11, 12, 36, 40))
     return fields[0], pcpu, user + system, guest
 
@@ -51,28 +51,28 @@ def parse_stat(text: str) -> tuple[str, int, int, int]:
 def parse_schedstat(text: str) -> tuple[int, int]:
     """(ns on a pCPU, ns ready and waiting for one) from a thread's ``schedstat``.
 
-    Raises ValueError for what is no such file.
+    Raises ValueError for any other file.
 
     >>> kvmpy.watch.proc.parse_schedstat("1200 300 7")
     (1200, 300)
     """
     fields = text.split()
     if len(fields) != 3:
-        raise ValueError(f"no schedstat of a thread: {text[:80]!r}")
+        raise ValueError(f"not the schedstat of a thread: {text[:80]!r}")
     return int(fields[0]), int(fields[1])
 
 
 def parse_sleeps(text: str) -> int:
     """How often a thread has given up its pCPU of its own accord, from its ``status``.
 
-    Raises ValueError for what is no such file.
+    Raises ValueError for any other file.
 
     >>> kvmpy.watch.proc.parse_sleeps("Name: a\\nvoluntary_ctxt_switches:\\t12\\n")
     12
     """
     found = _SLEEPS.search(text)
     if not found:
-        raise ValueError(f"no status of a thread: {text[:80]!r}")
+        raise ValueError(f"not the status of a thread: {text[:80]!r}")
     return int(found[1])
 
 

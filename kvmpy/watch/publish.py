@@ -73,7 +73,7 @@ class Publication:
             self._undo = undo.pop_all()
 
     def close(self) -> None:
-        """Not seen any more. The vCPUs go on counting where they do.
+        """Withdraw it. The vCPUs go on counting where they do.
 
         >>> one = kvmpy.watch.publish.Publication(vm, [cpu], "an example")
         >>> one.close()

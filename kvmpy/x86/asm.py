@@ -1,7 +1,7 @@
 """Assemble guest code with GNU as, cached by content.
 
-`ld` resolves absolute references against `org`, so the result is the flat image of the code as it
-will sit in guest memory.
+``ld`` resolves absolute references against ``org``, so the result is the flat image of the code as
+it will sit in guest memory.
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ def asm(
     syntax: Literal["intel", "att"] = "intel",
     org: int = 0,
 ) -> bytes:
-    """Assemble `text` to a flat binary that runs at address `org`.
+    """Assemble ``text`` to a flat binary that runs at address ``org``.
 
-    Statements are separated by newlines or `;`, comments start with `#`; directives are those of
-    GNU as. `bits` is the initial code size, and `.code16` and the like change it. Results are kept
-    in memory and under $XDG_CACHE_HOME/kvmpy (text that includes other files is not).
+    Statements are separated by newlines or ``;``, comments start with ``#``; directives are those
+    of GNU as. ``bits`` is the initial code size, and ``.code16`` and the like change it. Results
+    are kept in memory and under $XDG_CACHE_HOME/kvmpy (text that includes other files is not).
 
-    Raises:
-        AsmError: the assembler or linker refused the text (the message has its words and the line
-            concerned), it ran for more than 30 s, or binutils is not installed.
-        ValueError: `bits`, `syntax` or `org` is out of range.
+    Raises AsmError: the assembler or linker refused the text (the message has its words and the
+    line concerned), it ran for more than 30 s, or binutils is not installed; ValueError: ``bits``,
+    ``syntax`` or ``org`` is out of range.
 
     >>> kvmpy.asm("mov al, 'A'; out 0xe9, al; hlt").hex()
     'b041e6e9f4'
@@ -159,7 +158,7 @@ def _assemble(text: str, bits: int, syntax: str, org: int) -> bytes:
 
 
 def _explain(stderr: str, text: str, pattern: re.Pattern[str]) -> str:
-    """The tool's own messages, each with the line of `text` that it is about."""
+    """The tool's own messages, each with the line of ``text`` that it is about."""
     lines = text.split("\n")
     found = [(int(match[1]), match[2].strip()) for match in pattern.finditer(stderr)]
     if not found:

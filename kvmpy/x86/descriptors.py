@@ -57,10 +57,10 @@ def _check(name: str, value: int, bits: int) -> None:
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A segment descriptor; also a TSS or LDT descriptor when `system` is set.
+    """A segment descriptor; also a TSS or LDT descriptor when ``system`` is set.
 
-    `limit` is the last valid offset in bytes. Above 1 MiB the limit is stored in 4 KiB units and
-    must end in 0xfff. `base` has 32 bits, or 64 for a long-mode system descriptor.
+    ``limit`` is the last valid offset in bytes. Above 1 MiB the limit is stored in 4 KiB units and
+    must end in 0xfff. ``base`` has 32 bits, or 64 for a long-mode system descriptor.
     """
 
     base: int = 0
@@ -76,8 +76,7 @@ class Descriptor:
     def encode(self) -> bytes:
         """The 8 bytes of a code, data or legacy system descriptor.
 
-        Raises:
-            ValueError: a field does not fit, or a limit of 1 MiB or more does not end in 0xfff.
+        Raises ValueError: a field does not fit, or a limit of 1 MiB or more does not end in 0xfff.
 
         >>> from kvmpy.x86.descriptors import code_segment
         >>> code_segment(0, long=True).encode().hex()
@@ -87,7 +86,7 @@ class Descriptor:
         return self._encode_low()
 
     def encode_long_system(self) -> bytes:
-        """The 16 bytes of a long-mode TSS or LDT descriptor; raises as `encode` does.
+        """The 16 bytes of a long-mode TSS or LDT descriptor; raises as ``encode`` does.
 
         >>> from kvmpy.x86.descriptors import TSS_BUSY, Descriptor
         >>> task = Descriptor(base=0x1000, limit=0x67, type=TSS_BUSY, system=True)
@@ -121,8 +120,7 @@ class Descriptor:
     def decode(cls, data: bytes) -> Descriptor:
         """Decode 8 bytes, or the 16 bytes of a long-mode system descriptor.
 
-        Raises:
-            ValueError: another length, or 16 bytes that are no system descriptor.
+        Raises ValueError: another length, or 16 bytes that are no system descriptor.
 
         >>> from kvmpy.x86.descriptors import Descriptor
         >>> Descriptor.decode(bytes.fromhex("ffff0000009baf00")).long
@@ -157,9 +155,9 @@ class Descriptor:
 class Gate:
     """An interrupt, trap, call or task gate.
 
-    `offset` is the handler's address, `dpl` the outermost ring that may use the gate by an
-    instruction (INT n, a far call). `ist` (0..7) selects a stack in long mode; `parameters` (0..31)
-    are what a legacy call gate copies. Only the encoding in use has the respective field.
+    ``offset`` is the handler's address, ``dpl`` the outermost ring that may use the gate by an
+    instruction (INT n, a far call). ``ist`` (0..7) selects a stack in long mode; ``parameters``
+    (0..31) are what a legacy call gate copies. Only the encoding in use has the respective field.
     """
 
     offset: int
@@ -180,8 +178,7 @@ class Gate:
     def encode_legacy(self) -> bytes:
         """The 8 bytes of a gate outside long mode.
 
-        Raises:
-            ValueError: a field does not fit, or `ist` is set.
+        Raises ValueError: a field does not fit, or ``ist`` is set.
 
         >>> kvmpy.Gate(0x1234, dpl=3).encode_legacy().hex()
         '3412100000ee0000'
@@ -202,9 +199,8 @@ class Gate:
     def encode_long(self) -> bytes:
         """The 16 bytes of a long-mode gate.
 
-        Raises:
-            ValueError: a field does not fit, `parameters` is set, or the type is not one of
-                long mode's three (call, interrupt, trap).
+        Raises ValueError: a field does not fit, ``parameters`` is set, or the type is not one of
+        long mode's three (call, interrupt, trap).
 
         >>> kvmpy.Gate(0x1234, ist=1).encode_long().hex()
         '34121000018e00000000000000000000'
@@ -230,8 +226,7 @@ class Gate:
     def decode(cls, data: bytes) -> Gate:
         """Decode a legacy (8 bytes) or a long-mode gate (16 bytes).
 
-        Raises:
-            ValueError: another length, or a type that is no gate.
+        Raises ValueError: another length, or a type that is not a gate.
 
         >>> kvmpy.Gate.decode(kvmpy.Gate(0x1234, dpl=3).encode_long()).dpl
         3
@@ -298,7 +293,7 @@ class Tss32:
 
 @dataclass(frozen=True)
 class Tss64:
-    """A long-mode TSS: `rsp[ring]` for interrupts into ring 0..2, `ist[n - 1]` for IST n."""
+    """A long-mode TSS: ``rsp[ring]`` for interrupts into ring 0..2, ``ist[n - 1]`` for IST n."""
 
     rsp: tuple[int, int, int] = (0, 0, 0)
     ist: tuple[int, int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0, 0)
@@ -326,10 +321,9 @@ class Tss64:
 
 
 def io_bitmap(allowed: Iterable[int]) -> bytes:
-    """The I/O permission bitmap that lets any ring use the `allowed` ports and no others.
+    """The I/O permission bitmap that lets any ring use the ``allowed`` ports and no others.
 
-    Raises:
-        ValueError: a port is not in 0..0xffff.
+    Raises ValueError: a port is not in 0..0xffff.
 
     >>> bitmap = kvmpy.x86.descriptors.io_bitmap([0x60, 0x64])
     >>> f"{bitmap[0x60 // 8]:08b}"
@@ -388,7 +382,7 @@ def gdt_entries(*, long: bool) -> Mapping[int, Descriptor]:
 
 @lru_cache(maxsize=64)  # scripts make many small guests that are alike
 def build_gdt(*, long: bool, tss_base: int, tss_limit: int) -> bytes:
-    """The shared GDT (`GDT_SIZE` bytes), with a busy TSS descriptor: it is entered as loaded.
+    """The shared GDT (``GDT_SIZE`` bytes), with a busy TSS descriptor: it is entered as loaded.
 
     >>> len(kvmpy.x86.descriptors.build_gdt(long=True, tss_base=0x1000, tss_limit=0x67))
     128
@@ -403,7 +397,7 @@ def build_gdt(*, long: bool, tss_base: int, tss_limit: int) -> bytes:
 
 
 def ring_selectors(ring: int, *, long: bool) -> tuple[int, int]:
-    """CS and SS selectors of `ring` (0..3) in the shared GDT.
+    """CS and SS selectors of ``ring`` (0..3) in the shared GDT.
 
     >>> [hex(selector) for selector in kvmpy.x86.descriptors.ring_selectors(3, long=True)]
     ['0x33', '0x2b']

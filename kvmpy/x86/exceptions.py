@@ -78,9 +78,9 @@ class RegistersLike(Protocol):
 class ExceptionReport:
     """An exception or interrupt without a handler of the guest's own.
 
-    `rip`, `cs`, `rflags` are where it happened, from the guest's stack; None where the stack could
-    not be read. `rsp` and `ss` are those of the interrupted code. `cr2` is given for page faults.
-    `software` marks an INT n instruction. `note` is a likely cause, or empty.
+    ``rip``, ``cs``, ``rflags`` are where it happened, from the guest's stack; None where the stack
+    could not be read. ``rsp`` and ``ss`` are those of the interrupted code. ``cr2`` is given for
+    page faults. ``software`` marks an INT n instruction. ``note`` is a likely cause, or empty.
     """
 
     vector: int
@@ -116,8 +116,8 @@ class ExceptionReport:
 class SyscallReport:
     """A system call for which the guest had set no target.
 
-    `rip`, `rsp` and `rflags` are those of the caller, None where the instruction does not save
-    them: SYSENTER saves nothing, and legacy SYSCALL only the return address.
+    ``rip``, ``rsp`` and ``rflags`` are those of the caller, None where the instruction does not
+    save them: SYSENTER saves nothing, and legacy SYSCALL only the return address.
     """
 
     kind: str
@@ -167,15 +167,13 @@ def identify(
     sregs: SpecialRegistersLike,
     memory: MemoryLike,
 ) -> Report | None:
-    """Name what led to the stub that has written to `EXCEPTION_PORT`.
+    """Name what led to the stub that has written to ``EXCEPTION_PORT``.
 
-    Args:
-        table: from the `CpuState` with which the vCPU was started.
-        regs, sregs: the vCPU's registers at the exit. RIP may be at the OUT or after it.
-        memory: guest RAM, for the stack frame.
+    ``table``: from the ``CpuState`` with which the vCPU was started. ``regs, sregs``: the vCPU's
+    registers at the exit. RIP may be at the OUT or after it. ``memory``: guest RAM, for the stack
+    frame.
 
-    Returns:
-        None when RIP is in no stub: guest code wrote to the port itself.
+    Returns None when RIP is in no stub: guest code wrote to the port itself.
 
     :meth:`VCPU.run` calls it and hands its report on in a GuestException:
 
@@ -239,7 +237,7 @@ class _Frame:
             return None
 
     def pushed(self, index: int) -> int | None:
-        """Item `index` on the stack, 0 being the one pushed last."""
+        """Item ``index`` on the stack, 0 being the one pushed last."""
         offset = (self.regs.rsp + index * self.width) & self.sp_mask
         linear = (self.stack_base + offset) & self.stack_mask
         if linear % layout.PAGE_SIZE > layout.PAGE_SIZE - self.width:
@@ -264,7 +262,7 @@ class _Frame:
             return False
         if self.width == 8:
             # RSP is aligned to 16 before five or, with an error code, six items are pushed. So
-            # `int 13`, which pushes none, does not pass for a #GP.
+            # ``int 13``, which pushes none, does not pass for a #GP.
             return self.regs.rsp % 16 == 0
         return not self.is_software(vector, self.pushed(1), self.pushed(0))
 

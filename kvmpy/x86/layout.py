@@ -117,7 +117,7 @@ MAX_RAM_END: Final = 496 * GIB
 
 
 class RegionLike(Protocol):
-    """What is used of `kvmpy.memory.Region`."""
+    """What is used of ``kvmpy.memory.Region``."""
 
     @property
     def gpa(self) -> int: ...
@@ -126,7 +126,7 @@ class RegionLike(Protocol):
 
 
 class MemoryLike(Protocol):
-    """What is used of `kvmpy.memory.GuestMemory`."""
+    """What is used of ``kvmpy.memory.GuestMemory``."""
 
     @property
     def regions(self) -> Sequence[RegionLike]: ...
@@ -138,7 +138,7 @@ class MemoryLike(Protocol):
 class SupervisorArea:
     """Where the pieces of one supervisor area are, as guest-physical addresses.
 
-    `base` and `size` in bytes, both multiples of 4 KiB.
+    ``base`` and ``size`` in bytes, both multiples of 4 KiB.
     """
 
     base: int
@@ -238,7 +238,7 @@ class SupervisorArea:
         return self.fixed + ENTRY_STACK_TOP
 
     def stub(self, slot: int) -> int:
-        """Address of an exception stub (0..31) or a landing stub (`SYSCALL_SLOT` ...).
+        """Address of an exception stub (0..31) or a landing stub (``SYSCALL_SLOT`` ...).
 
         >>> hex(kvmpy.x86.layout.SupervisorArea(0xf0000, 0x10000).stub(14))
         '0xf8170'
@@ -273,13 +273,12 @@ def page_directories(memory: MemoryLike) -> int:
 
 
 def supervisor_area(memory: MemoryLike) -> SupervisorArea:
-    """The supervisor area of `memory`: the top of its first RAM region.
+    """The supervisor area of ``memory``: the top of its first RAM region.
 
     64 KiB, and 4 KiB more for each GiB of address space above 4 GiB that holds RAM.
 
-    Raises:
-        ValueError: the first region does not start at 0, is smaller than 128 KiB, or RAM ends
-            above 496 GiB.
+    Raises ValueError: the first region does not start at 0, is smaller than 128 KiB, or RAM ends
+    above 496 GiB.
 
     >>> kvmpy.x86.layout.supervisor_area(memory).size
     65536
@@ -299,10 +298,10 @@ def supervisor_area(memory: MemoryLike) -> SupervisorArea:
 
 
 def real_vector_pointer(vector: int) -> tuple[int, int]:
-    """Segment and offset of the real-mode stub for `vector` (0..255).
+    """Segment and offset of the real-mode stub for ``vector`` (0..255).
 
-    Vectors 32..255 share three stubs. Real mode has many CS:IP pairs for one address, so CS at
-    the stub still tells the vectors apart: no room is spent, and `int 21h` is named when it comes.
+    Vectors 32..255 share three stubs. Real mode has many CS:IP pairs for one address, so CS at the
+    stub still tells the vectors apart: no room is spent, and ``int 21h`` is named when it comes.
 
     >>> segment, offset = kvmpy.x86.layout.real_vector_pointer(14)
     >>> f"{segment:04x}:{offset:04x}"
@@ -315,7 +314,7 @@ def real_vector_pointer(vector: int) -> tuple[int, int]:
 
 
 def real_vector_at(linear: int, cs: int) -> int | None:
-    """The vector whose real-mode stub contains `linear`, reached with selector `cs`.
+    """The vector whose real-mode stub contains ``linear``, reached with selector ``cs``.
 
     >>> kvmpy.x86.layout.real_vector_at(0x570, cs=0)
     14

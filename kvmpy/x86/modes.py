@@ -1,8 +1,8 @@
 """The four ways to start a vCPU, and the memory contents and CPU state that each needs.
 
-`prepare` writes tables into guest memory and returns register values; it needs no KVM. The segment
-caches satisfy the checks of VM entry (SDM vol. 3, "Checks on the Guest State Area") and VMRUN
-(APM vol. 2, "Canonicalization and Consistency Checks"). SVM takes the ring from SS.DPL.
+``prepare`` writes tables into guest memory and returns register values; it needs no KVM. The
+segment caches satisfy the checks of VM entry (SDM vol. 3, "Checks on the Guest State Area") and
+VMRUN (APM vol. 2, "Canonicalization and Consistency Checks"). SVM takes the ring from SS.DPL.
 """
 
 from __future__ import annotations
@@ -70,32 +70,26 @@ def prepare(
     io_ports: Iterable[int] = (),
     base: int | None = None,
 ) -> CpuState:
-    """Write what `mode` needs into guest memory, and return the CPU state to start with.
+    """Write what ``mode`` needs into guest memory, and return the CPU state to start with.
 
-    Every exception vector leads to a stub that reports to the host (`exceptions.identify`), and
+    Every exception vector leads to a stub that reports to the host (``exceptions.identify``), and
     so does a SYSCALL or SYSENTER that nobody expected.
 
-    Args:
-        memory: guest RAM. All modes but real mode take its supervisor area (`layout`).
-        mode: the mode to start in.
-        rip: address of the first instruction. In real mode below 1 MiB; above 64 KiB the bits
-            from 16 up go to CS.
-        ring: 0..3; only 0 in real mode.
-        rsp: stack pointer. Default: ring 0 has 4 KiB in the supervisor area, other rings grow down
-            from below it; real mode from 0x7c00 with SS = 0.
-        regs: general registers by name ("rax" or "eax"), and "rflags". Default 0.
-        handlers: interrupt handlers by vector (0..255): an address, or a `Gate` for its DPL, IST
-            and type. Real mode uses the gate's offset only, as an address below 1 MiB.
-        syscall: target of SYSCALL: LSTAR in long mode, STAR[31:0] in 32-bit modes.
-        syscall32: target of SYSCALL from compatibility mode (CSTAR), long mode only.
-        sysenter: target of SYSENTER.
-        iopl: I/O privilege level in RFLAGS, 0..3.
-        io_ports: ports that rings above `iopl` may use (the TSS's I/O permission bitmap).
-        base: another supervisor area at this gpa, of `layout.supervisor_area(memory).size` bytes:
-            each further vCPU needs its own TSS and stacks.
+    ``memory``: guest RAM. All modes but real mode take its supervisor area (``layout``). ``mode``:
+    the mode to start in. ``rip``: address of the first instruction. In real mode below 1 MiB; above
+    64 KiB the bits from 16 up go to CS. ``ring``: 0..3; only 0 in real mode. ``rsp``: stack
+    pointer. Default: ring 0 has 4 KiB in the supervisor area, other rings grow down from below it;
+    real mode from 0x7c00 with SS = 0. ``regs``: general registers by name ("rax" or "eax"), and
+    "rflags". Default 0. ``handlers``: interrupt handlers by vector (0..255): an address, or a
+    ``Gate`` for its DPL, IST and type. Real mode uses the gate's offset only, as an address below 1
+    MiB. ``syscall``: target of SYSCALL: LSTAR in long mode, STAR[31:0] in 32-bit modes.
+    ``syscall32``: target of SYSCALL from compatibility mode (CSTAR), long mode only. ``sysenter``:
+    target of SYSENTER. ``iopl``: I/O privilege level in RFLAGS, 0..3. ``io_ports``: ports that
+    rings above ``iopl`` may use (the TSS's I/O permission bitmap). ``base``: another supervisor
+    area at this gpa, of ``layout.supervisor_area(memory).size`` bytes: each further vCPU needs its
+    own TSS and stacks.
 
-    Raises:
-        ValueError: an argument is out of range or contradicts the mode; RAM is too small.
+    Raises ValueError: an argument is out of range or contradicts the mode; RAM is too small.
 
     >>> state = kvmpy.x86.modes.prepare(memory, kvmpy.LONG_MODE, rip=0x1000, ring=3)
     >>> state.regs["rip"], state.sregs.ss.dpl
@@ -136,7 +130,7 @@ _TARGETS: Final = ("syscall", "syscall32", "sysenter")
 
 
 def _general_registers(mode: Mode, regs: Mapping[str, int]) -> dict[str, int]:
-    """All registers of the mode, zero unless given; names with `e` are accepted as well."""
+    """All registers of the mode, zero unless given; names with ``e`` are accepted as well."""
     width = 64 if mode is Mode.LONG_64 else 32
     result = dict.fromkeys(GENERAL, 0)
     for name, value in regs.items():
@@ -182,7 +176,7 @@ def _far(address: int, name: str) -> tuple[int, int]:
 
 
 def write_real_mode_stubs(memory: MemoryLike, handlers: Handlers | None = None) -> None:
-    """Fill the real-mode vector table at 0 with pointers to reporting stubs, or to `handlers`.
+    """Fill the real-mode vector table at 0 with pointers to reporting stubs, or to ``handlers``.
 
     Real mode needs it. For other modes it is a safety net: a guest that drops back to real mode to
     call a BIOS is then reported, instead of wandering through empty memory.
@@ -284,7 +278,7 @@ def _idt(mode: Mode, area: SupervisorArea, handlers: Handlers) -> bytes:
 
 @lru_cache(maxsize=64)  # scripts make many small guests that are alike
 def _stub_gates(stubs: int, long: bool) -> bytes:
-    """The gates of the CPU's own vectors, each to its stub in the table at `stubs`."""
+    """The gates of the CPU's own vectors, each to its stub in the table at ``stubs``."""
     gates = []
     for vector in range(layout.EXCEPTION_VECTORS):
         dpl = 3 if vector in _USER_VECTORS else 0

@@ -29,7 +29,7 @@ _PAGE: Final = PRESENT | WRITABLE | ACCESSED | DIRTY
 
 
 def _entries(base: int, size: int, step: int, flags: int, typecode: str) -> array[int]:
-    """Entries for the pages of `step` bytes in `size` bytes from `base`, all with `flags`."""
+    """Entries for pages of ``step`` bytes in ``size`` bytes from ``base``, all with ``flags``."""
     return array(typecode, _table(base | flags, size, step, typecode))
 
 
@@ -39,7 +39,7 @@ def _table(first: int, size: int, step: int, typecode: str) -> bytes:
 
 
 def _page_table(area: SupervisorArea, block: int, block_size: int, typecode: str) -> bytes:
-    """The page table for the large page at `block`, part of which is the supervisor area."""
+    """The page table for the large page at ``block``, part of which is the supervisor area."""
     entries = _entries(block, block_size, PAGE_SIZE, _PAGE | USER, typecode)
     start, end = max(area.base, block), min(area.end, block + block_size)
     for index in range((start - block) // PAGE_SIZE, (end - block) // PAGE_SIZE):
@@ -52,13 +52,12 @@ def _overlapping_blocks(area: SupervisorArea, block_size: int) -> range:
 
 
 def build_long(memory: MemoryLike, area: SupervisorArea, directories: int) -> int:
-    """Write 4-level tables that map the first `directories` GiB (4..512); returns CR3.
+    """Write 4-level tables that map the first ``directories`` GiB (4..512); returns CR3.
 
-    2 MiB pages, and 4 KiB pages around the supervisor area. Needs `2 + directories` pages and one
-    or two more from `area.page_tables`.
+    2 MiB pages, and 4 KiB pages around the supervisor area. Needs ``2 + directories`` pages and one
+    or two more from ``area.page_tables``.
 
-    Raises:
-        ValueError: the area has too few pages for page tables.
+    Raises ValueError: the area has too few pages for page tables.
 
     >>> area = kvmpy.x86.layout.supervisor_area(memory)
     >>> hex(kvmpy.x86.paging.build_long(memory, area, directories=4))
@@ -108,7 +107,7 @@ def build_legacy(memory: MemoryLike, area: SupervisorArea) -> int:
 
 
 def is_canonical(address: int, bits: int = 48) -> bool:
-    """Whether a 64-bit address repeats bit `bits - 1` in all bits above.
+    """Whether a 64-bit address repeats bit ``bits - 1`` in all bits above.
 
     >>> kvmpy.x86.paging.is_canonical(0xffff_8000_0000_0000)
     True

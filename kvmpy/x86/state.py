@@ -89,7 +89,7 @@ NO_LDT: Final = Segment(type=LDT, unusable=1)
 
 
 def task_segment(selector: int, base: int, limit: int) -> Segment:
-    """TR with a busy TSS, the only thing VM entry accepts. `limit` below 1 MiB, in bytes.
+    """TR with a busy TSS, the only thing VM entry accepts. ``limit`` below 1 MiB, in bytes.
 
     >>> hex(kvmpy.x86.state.task_segment(0x40, 0x1000, 0x67).type)
     '0xb'
@@ -101,8 +101,8 @@ def task_segment(selector: int, base: int, limit: int) -> Segment:
 class StubTable:
     """Where a guest's reporting stubs are, and which address its 64-bit SYSCALL goes to.
 
-    `stubs` is the address of slot 0. The real-mode stubs, for all 256 vectors, are at a fixed place
-    of their own (`layout`).
+    ``stubs`` is the address of slot 0. The real-mode stubs, for all 256 vectors, are at a fixed
+    place of their own (``layout``).
     """
 
     stubs: int
@@ -113,9 +113,9 @@ class StubTable:
 class CpuState:
     """Everything to set on a vCPU before its first run.
 
-    Apply in this order: `sregs` (KVM_SET_SREGS), `msrs` (KVM_SET_MSRS; after SREGS, since FS and GS
-    base live in both), `fcw` and `mxcsr` (KVM_SET_FPU), `regs` (KVM_SET_REGS). `regs` has all
-    sixteen general registers, `rip` and `rflags`.
+    Apply in this order: ``sregs`` (KVM_SET_SREGS), ``msrs`` (KVM_SET_MSRS; after SREGS, since FS
+    and GS base live in both), ``fcw`` and ``mxcsr`` (KVM_SET_FPU), ``regs`` (KVM_SET_REGS).
+    ``regs`` has all sixteen general registers, ``rip`` and ``rflags``.
     """
 
     sregs: Sregs

@@ -73,9 +73,9 @@ class Level:
 
 @dataclass(frozen=True)
 class PageWalk:
-    """What a walk found. `gpa` is None when there is no translation; `fault` then says why.
+    """What a walk found. ``gpa`` is None when there is no translation; ``fault`` then says why.
 
-    The permissions are those of all levels together; they say nothing when `gpa` is None.
+    The permissions are those of all levels together; they say nothing when ``gpa`` is None.
     """
 
     gva: int
@@ -126,11 +126,11 @@ def _page_address(entry: int, shift: int, paging: Paging) -> int:
 def walk(
     memory: MemoryLike, cr3: int, gva: int, paging: Paging, *, pse: bool = True, nx: bool = True
 ) -> PageWalk:
-    """Translate `gva` by the tables in guest memory, and show each level's entry.
+    """Translate ``gva`` by the tables in guest memory, and show each level's entry.
 
-    Reserved bits are not checked, except for a large page where the level has none. `pse` and `nx`
-    are CR4.PSE and EFER.NXE. The tables are guest input: an entry outside RAM ends the walk with
-    a fault; nothing is raised.
+    Reserved bits are not checked, except for a large page where the level has none. ``pse`` and
+    ``nx`` are CR4.PSE and EFER.NXE. The tables are guest input: an entry outside RAM ends the walk
+    with a fault; nothing is raised.
 
     >>> from kvmpy.x86.walk import Paging, walk
     >>> state = kvmpy.x86.modes.prepare(memory, kvmpy.LONG_MODE, rip=0x1000)

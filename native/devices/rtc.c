@@ -399,7 +399,7 @@ static bool is_inherited(const struct shim_rtc *rtc)
 	return rtc->process && rtc->process != getpid();
 }
 
-/* No interrupt any more. Not while another thread connects it. */
+/* No interrupt any longer. Not while another thread connects it. */
 void shim_rtc_disconnect(struct shim_rtc *rtc)
 {
 	if (!rtc->process || is_inherited(rtc))

@@ -104,7 +104,7 @@ int shim_pause_wait(struct shim_vcpu *vcpu, int64_t until, bool in_a_run)
 }
 
 /* The thread of a run that has stopped with SHIM_PAUSED: wait. SHIM_PAUSED: still paused, and there
- * was a signal that Python may have a handler for; SHIM_CONTINUE: not any more; else what ends the
+ * was a signal that Python may have a handler for; SHIM_CONTINUE: not any longer; else what ends the
  * run. */
 int shim_park(struct shim_vcpu *vcpu)
 {

@@ -26,7 +26,7 @@ from pathlib import Path
 HEADER = Path("/usr/include/linux/kvm.h")
 DOCUMENTED = Path(__file__).with_name("documented.tsv")
 
-#: Of the header, and not of x86 or not of KVM any more: pattern -> why.
+#: Of the header, and not of x86 or not of KVM any longer: pattern -> why.
 NOT_OURS = {
     r"KVM_(S390|PPC|ARM)_\w+": "another architecture's",
     r"KVM_(ALLOCATE_RMA|CREATE_SPAPR_TCE(_64)?|DIRTY_TLB)": "PowerPC's",
@@ -76,7 +76,7 @@ SHOWN_BY = {
 UNSEEN = {
     "Exception_": "needs an Intel processor and a host that forbids split locks",
     "Intr": "comes with EINTR, which is no exit to kvmpy but a signal or a kick",
-    "Nmi": "no KVM gives it on x86 any more",
+    "Nmi": "no KVM gives it on x86 any longer",
     "ApResetHold": "needs AMD SEV-ES hardware",
     "BusLock": "needs an Intel processor that detects bus locks",
     "Notify": "needs an Intel processor with a notification window",

@@ -23,7 +23,7 @@ class RigError(Exception):
 
 
 class Unavailable(RigError):
-    """What the rig needs cannot be had on this machine: no root, no network, not Debian."""
+    """What the rig needs is not available on this machine: no root, no network, not Debian."""
 
 
 def say(message: str) -> None:
@@ -74,7 +74,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove work directories whose owner was killed: nobody holds their locks any more."""
+    """Remove work directories whose owner was killed: nobody holds their locks any longer."""
     for path in parent.iterdir():
         if not path.is_dir():
             continue

@@ -93,7 +93,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--optional",
         action="store_true",
-        help="when what the rig needs cannot be had, say so in the JUnit file and exit 0"
+        help="when what the rig needs is not available, say so in the JUnit file and exit 0"
         " (never with KVMPY_REQUIRE_KVM=1)",
     )
     parser.add_argument("--timeout", type=float, metavar="S", help="kill it after S seconds")

@@ -34,7 +34,7 @@ class Block(VirtioDevice):
     The file is locked (flock: shared if read-only), so that two guests do not write to one disk.
 
     Raises OSError when it cannot be opened, KvmpyError when another has locked it, ValueError when
-    it is neither a regular file nor a block device, is empty, or is no multiple of 512 bytes.
+    it is neither a regular file nor a block device, is empty, or is not a multiple of 512 bytes.
 
     >>> import tempfile; image = tempfile.NamedTemporaryFile(); _ = image.truncate(1 << 20)
     >>> with kvmpy.devices.virtio.Block(image.name, serial="root") as disk:
@@ -109,8 +109,8 @@ def _size_of(fd: int, path: str) -> int:
     size = os.lseek(fd, 0, os.SEEK_END)
     if not size or size % SECTOR_SIZE:
         raise ValueError(
-            f"{path} has {size} bytes: a disk has a positive multiple of {SECTOR_SIZE} "
-            f"(truncate -s %{SECTOR_SIZE} fills it up)"
+            f"{path} has {size} bytes: the size of a disk is a positive multiple of {SECTOR_SIZE} "
+            f"(truncate -s %{SECTOR_SIZE} pads it)"
         )
     return size
 

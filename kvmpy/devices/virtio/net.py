@@ -35,7 +35,7 @@ class Net(VirtioDevice):
     tap is deleted, or the socket's other end closed, the guest sees its link go down.
 
     Raises KvmpyError with the remedy when there is no such tap and none can be made, when it is
-    another user's or in use, or is no tap; ValueError for a malformed name, address or descriptor.
+    another user's, in use or not a tap; ValueError for a malformed name, address or descriptor.
 
     >>> import socket
     >>> left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -95,7 +95,7 @@ class NetOptions:
         >>> options = kvmpy.devices.virtio.NetOptions("no such tap")
         >>> options.open()
         Traceback (most recent call last):
-        ValueError: 'no such tap' is no name of an interface: 1 to 15 bytes, no space / : %
+        ValueError: 'no such tap' is not an interface name: 1 to 15 bytes, no space / : %
         """
         return Net(self.tap, self.mac)
 
@@ -110,12 +110,12 @@ def parse_net(text: str) -> NetOptions:
     for word in text.split(","):
         key, equals, value = word.partition("=")
         if key not in ("tap", "mac") or not equals:
-            raise ValueError(f"{word!r} in {text!r}: tap=NAME[,mac=ADDRESS] was expected")
+            raise ValueError(f"{word!r} in {text!r}: expected tap=NAME[,mac=ADDRESS]")
         if key in options:
             raise ValueError(f"{text!r} has {key}= twice")
         options[key] = value
     if "tap" not in options:
-        raise ValueError(f"{text!r} names no tap: tap=NAME[,mac=ADDRESS] was expected")
+        raise ValueError(f"{text!r} names no tap: expected tap=NAME[,mac=ADDRESS]")
     taps.check_name(options["tap"])
     if "mac" in options:
         parse_mac(options["mac"])
@@ -129,10 +129,12 @@ def parse_mac(text: str) -> bytes:
     '525400123456'
     """
     if not _MAC.fullmatch(text):
-        raise ValueError(f"{text!r} is no Ethernet address like 52:54:00:12:34:56")
+        raise ValueError(f"{text!r} is not an Ethernet address like 52:54:00:12:34:56")
     address = bytes.fromhex(text.replace(":", ""))
     if address[0] & 1 or not any(address):
-        raise ValueError(f"{text} is no address of one card: a group's has an odd first byte")
+        raise ValueError(
+            f"{text} is not a card's address: all zeros, or a group's, whose first byte is odd"
+        )
     return address
 
 

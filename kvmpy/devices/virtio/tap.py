@@ -38,7 +38,7 @@ def check_name(name: str) -> None:
     bad = set("/:%").intersection(name) or any(c.isspace() or c == "\0" for c in name)
     if not 1 <= size <= NAME_SIZE or bad or name in (".", ".."):
         raise ValueError(
-            f"{name!r} is no name of an interface: 1 to {NAME_SIZE} bytes, no space / : %"
+            f"{name!r} is not an interface name: 1 to {NAME_SIZE} bytes, no space / : %"
         )
 
 
@@ -47,11 +47,11 @@ def open_tap(name: str) -> int:
 
     One that is not there yet is made and brought up, which takes CAP_NET_ADMIN; it goes with the
     descriptor. Raises KvmpyError with the remedy when that, or access, is not permitted, when
-    another uses the tap, and when ``name`` is no tap.
+    another uses the tap, and when ``name`` is not a tap.
 
     >>> kvmpy.devices.virtio.tap.open_tap("lo")
     Traceback (most recent call last):
-    kvmpy.errors.KvmpyError: lo is an interface, but no tap with a single queue
+    kvmpy.errors.KvmpyError: lo is an interface, but not a tap with a single queue
     """
     check_name(name)
     is_new = not _exists(name)
@@ -129,7 +129,7 @@ def _explained(error: OSError, name: str, is_new: bool) -> Exception:
     if error.errno == errno.EBUSY:
         return KvmpyError(f"the tap {name} is in use: by another guest, perhaps")
     if error.errno == errno.EINVAL:
-        return KvmpyError(f"{name} is an interface, but no tap with a single queue")
+        return KvmpyError(f"{name} is an interface, but not a tap with a single queue")
     return error
 
 

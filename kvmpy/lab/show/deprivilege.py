@@ -1,4 +1,4 @@
-"""What the experiment `deprivilege` has found, as tables, pictures and a few sentences."""
+"""What the experiment ``deprivilege`` has found, as tables, pictures and a few sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KINDS: Final[dict[Way, str]] = {"ring1": "lane1", "patched": "lane5", "ring0": 
 
 
 def blocks(result: Result) -> Iterator[Block]:
-    """The blocks of `kvmpy.lab.deprivilege.show`.
+    """The blocks of ``kvmpy.lab.deprivilege.show``.
 
     >>> from kvmpy.lab.show import deprivilege
     >>> len(list(deprivilege.blocks(kvmpy.lab.experiment("deprivilege").run()))) > 3

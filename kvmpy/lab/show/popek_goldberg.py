@@ -168,7 +168,7 @@ def _limits(result: Result) -> Iterable[Block]:
     if result.module != _NO_NON_ROOT:
         return
     yield (
-        "Under kvm_pvm there is no non-root mode, it is played: 64-bit ring 3 runs in the host's "
+        "Under kvm_pvm there is no non-root mode; it is imitated: 64-bit ring 3 runs in the host's "
         "own ring 3, and the rest is interpreted. The interpreter knows no LAR, LSL, VERR, VERW "
         "and INT n (unknown); INT n in ring 3 is #UD, and GS is not the guest's there."
     )

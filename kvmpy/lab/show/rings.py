@@ -25,7 +25,7 @@ def blocks(result: Result) -> Iterable[Block]:
     )
     if result.module == "kvm_pvm":
         yield (
-            "kvm_pvm needs neither VT-x nor AMD-V: under it there is no non-root mode, it is "
+            "kvm_pvm needs neither VT-x nor AMD-V: under it there is no non-root mode; it is "
             "played. 64-bit ring 3 runs on the CPU, in the host's ring 3, where neither IOPL nor "
             "CR4.TSD is the guest's. Everything else is interpreted, by an interpreter that does "
             "not look at the CPL for SYSRET and SWAPGS."

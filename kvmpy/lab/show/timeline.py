@@ -22,7 +22,7 @@ _CALL: Final = {"syscall": ("SYSCALL", "SYSRET"), "int3": ("INT 3", "IRETQ")}
 
 
 def _arrivals(result: Result) -> tuple[str, ...]:
-    """What leads to each of `STEPS`, "" where nothing but time passes."""
+    """What leads to each of ``STEPS``, "" where nothing but time passes."""
     there, back = _CALL[result.call]
     return ("", "KVM_RUN, VM entry", "IRETQ", there, "", back, there, "", "VM exit, return")
 

@@ -30,7 +30,7 @@ _FLAGS: Final = {9: "IF", 10: "DF", 18: "AC", 8: "TF", 14: "NT"}
 _IF: Final = 1 << 9
 _SEEN_FLAGS: Final = sum(1 << bit for bit in _FLAGS)
 _LOST: Final = "lost"
-#: Which of `Trip.sources` a path can take selectors from: on the way in, and back.
+#: Which of ``Trip.sources`` a path can take selectors from: on the way in, and back.
 _SELECTORS_IN: Final = {
     "int80": ("gate.CS", "TSS.SS0"),
     "sysenter": ("SYSENTER_CS",),
@@ -77,7 +77,7 @@ def blocks(result: Result) -> Iterator[Block]:
 
 
 def _modes(result: Result) -> Iterator[str]:
-    """The modes worth a table: 64-bit, and legacy mode where that has what 64-bit has not."""
+    """The modes worth a table: 64-bit, and legacy mode where it has what 64-bit mode lacks."""
     arrived = {
         mode: {trip.path for trip in result.trips if trip.mode == mode and trip.inside}
         for mode in MODES
@@ -113,7 +113,7 @@ def _tables(result: Result, mode: str) -> Iterator[Table]:
 
 
 def _kind(trip: Trip) -> str:
-    """The path of `PATHS` that it is, or stands in for."""
+    """The path of ``PATHS`` that it is, or stands in for."""
     return next((path for path, other in STAND_IN.items() if other == trip.path), trip.path)
 
 

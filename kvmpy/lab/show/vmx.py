@@ -1,4 +1,4 @@
-"""What the experiment `vmx` has found, as tables, pictures and a few sentences."""
+"""What the experiment ``vmx`` has found, as tables, pictures and a few sentences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ON: Final = {True: "on", False: "off", None: DASH}
 
 
 def blocks(result: Result) -> Iterator[Block]:
-    """The blocks of `kvmpy.lab.vmx.show`.
+    """The blocks of ``kvmpy.lab.vmx.show``.
 
     >>> from kvmpy.lab.show import vmx
     >>> bool(list(vmx.blocks(kvmpy.lab.experiment("vmx").run())))

@@ -221,7 +221,7 @@ def test_guests_debug_registers_stay(start):
 def test_low_level(start):
     """set_guest_debug(): eight registers, and a stop after each instruction."""
     cpu = start("nop; nop; hlt")
-    with pytest.raises(ValueError, match="there are eight"):
+    with pytest.raises(ValueError, match="needs eight"):
         cpu.set_guest_debug(hardware=[0])
     cpu.set_guest_debug(single_step=True)
     exit = cpu.expect(Debug, timeout=5)

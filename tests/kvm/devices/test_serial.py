@@ -93,7 +93,7 @@ def test_output_goes_out_at_a_newline(start, vm, pipe):
 
 @pytest.mark.parametrize("ring", [0, 3])
 def test_a_prompt_is_written_while_the_guest_spins(start, vm, pipe, run_in_thread, ring):
-    """No newline, no exit any more: after about 10 ms it is there all the same."""
+    """No newline, no exit any longer: after about 10 ms it is there all the same."""
     reader, writer = pipe
     vm.attach(Uart(writer), COM1)
     go = "push 0x2b; push 0x700000; push 2; push 0x33; push 0x9000; iretq"
@@ -118,7 +118,7 @@ def test_a_full_pipe_holds_the_guest(start, vm, pipe, run_in_thread, wait_until)
     for _ in range(3):
         runner = run_in_thread(cpu)
         held = -1
-        while uart.sink.total != held:  # until it makes no progress any more
+        while uart.sink.total != held:  # until it makes no progress any longer
             held = uart.sink.total
             time.sleep(0.3 * (10 if RIG else 1))
         assert runner.is_alive()

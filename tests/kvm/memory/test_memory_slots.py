@@ -134,7 +134,7 @@ def test_refused_by_hand(vm):
         vm.set_memory_region(3, HERE, 0x1000, bytes(0x1000))
     with pytest.raises(kvmpy.GuestMemoryError, match="use its own methods"):
         vm.set_memory_region(0, HERE, 0x4000, own)
-    with pytest.raises(kvmpy.GuestMemoryError, match="no memory slot"):
+    with pytest.raises(kvmpy.GuestMemoryError, match="not a memory slot"):
         vm.slots.of(3)
     assert list(vm.slots) == [0]
     own.close()  # nothing holds it

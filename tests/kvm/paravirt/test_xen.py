@@ -133,7 +133,7 @@ def test_event_interrupts_the_guest(xen_vm):
 
 
 def test_timer_raises_an_event(xen_vm, wait_until):
-    """At its time, whether or not the vCPU runs; then it is not armed any more."""
+    """At its time, whether or not the vCPU runs; then it is not armed any longer."""
     cpu = xen_vm.vcpu()
     cpu.xen.set(xen.VcpuInfo(INFO))
     cpu.xen.set(xen.Timer(port=8, expires_ns=xen_vm.clock.clock + 20_000_000))

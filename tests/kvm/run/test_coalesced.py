@@ -147,7 +147,7 @@ def test_uncoalesce(vm, start):
         (0xFFFF, 2, True), ((1 << 64) - 1, 2, False), (-1, 1, False), (ZONE, 1 << 32, False),
     ):  # fmt: skip
         with pytest.raises(kvmpy.ClaimError):
-            vm.coalesce(address, size, pio)
+            vm.coalesce(address, size, pio=pio)
     with pytest.raises(kvmpy.ClaimError, match="not coalesced"):
         vm.uncoalesce(ZONE, 8)
     vm.uncoalesce(ZONE, 0x1000)

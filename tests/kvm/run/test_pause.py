@@ -1,5 +1,5 @@
 """Pause, resume and the start barrier: a vCPU that is out of the guest stays out, seen by a counter
-that it increments; its registers can be had; nothing waits for ever."""
+that it increments; its registers is available; nothing waits for ever."""
 
 import random
 import signal

@@ -186,7 +186,7 @@ def test_wrong_use(cpus):
 
 
 def test_a_host_without_threads(cpus, monkeypatch):
-    """The second thread cannot be had: the first is ended too."""
+    """The second thread is not available: the first is ended too."""
     made = cpus(SPIN, SPIN)
     threads = VcpuThreads(made, kvmpy.VCPU.run)
 

@@ -288,7 +288,7 @@ def test_machine_check(cpu, vm):
     assert (cpu.msrs[0x409], cpu.msrs[0x40A], cpu.msrs[0x40B]) == (1 << 63 | 0x151, 0x5000, 0x86)
     with pytest.raises(kvmpy.KvmIoctlError, match="no such bank"):
         cpu.mce.inject(7, 1 << 63)
-    with pytest.raises(kvmpy.KvmIoctlError, match="more than KVM has"):
+    with pytest.raises(kvmpy.KvmIoctlError, match="more banks than KVM has"):
         cpu.mce.setup(200)
     with pytest.raises(ValueError, match="0 banks"):
         cpu.mce.setup(0)

@@ -68,7 +68,7 @@ class TestMeasure:
         out, err = capsys.readouterr()
         assert "Ring 3 -> ring 0 -> ring 3" in out
         assert "! SMT sibling" in out
-        assert "disturbed here by: load" in err
+        assert "figures may be disturbed by: load" in err
 
     def test_options_reach_the_engine(self, engine: Any, capsys: Any) -> None:
         assert cli.main(["bench", "exit", "--quick", "--cpu", str(CPU)]) == 0

@@ -1,4 +1,4 @@
-"""`kvmpy lab` with made-up experiments: lists, runs, says what cannot be had; files, stdout."""
+"""`kvmpy lab` with made-up experiments: lists, runs, says what is not available; files, stdout."""
 
 from __future__ import annotations
 

@@ -165,12 +165,12 @@ def test_no_machine(
     assert cli.main(["top"]) == 1
     assert "no machine of this user is running ('kvmpy boot IMAGE'" in capsys.readouterr().err
     assert cli.main(["top", str(os.getpid())]) == 1
-    assert f"process {os.getpid()} runs no machine of kvmpy" in capsys.readouterr().err
+    assert f"process {os.getpid()} runs no kvmpy machine" in capsys.readouterr().err
     assert cli.main(["top", str((1 << 31) - 1)]) == 1
     assert "there is no process 2147483647" in capsys.readouterr().err
     sockets.unlink()
     assert cli.main(["top"]) == 1
-    assert "machines cannot be looked for" in capsys.readouterr().err
+    assert "cannot look for machines" in capsys.readouterr().err
 
 
 def test_why_a_machine_cannot_be_watched(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def test_timeout_while_output_never_stops(guest):
 
 def test_a_regular_expression_that_was_meant_literally(guest):
     guest.put(b"(initramfs) ")
-    with pytest.raises(kvmpy.ExpectTimeout, match="was exact=True meant"):
+    with pytest.raises(kvmpy.ExpectTimeout, match="did you mean exact=True"):
         guest.console.expect(b"(initramfs) ", timeout=0.01)
     assert guest.console.expect(b"(initramfs) ", exact=True, timeout=LIMIT).start == 0
 
@@ -153,7 +153,7 @@ def test_the_guests_end_while_waiting(guest):
         guest.console.expect(b"login", timeout=LIMIT)
     thread.join()
     assert isinstance(info.value, EOFError)
-    assert str(info.value).startswith("the guest ended so before b'login' had come; 13 bytes")
+    assert str(info.value).startswith("the guest ended so before b'login' appeared; 13 bytes")
     assert str(info.value).endswith("| Kernel panic")
     assert guest.console.expect(rb"panic", timeout=LIMIT).before == b"Kernel "
     with pytest.raises(kvmpy.ExpectEof):

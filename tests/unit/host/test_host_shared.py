@@ -164,7 +164,7 @@ def test_pins(tmp_path: Path, pin: topology.Pin, cpus: set[int]) -> None:
 @pytest.mark.parametrize(
     ("pin", "message"),
     [
-        (set(), "names no pCPU: give one at least"),
+        (set(), "names no pCPU: give at least one"),
         ("", "names no pCPU"),
         ("0-4", "pCPU 4 is offline: use one of 0-3,8"),
         ({0, 99}, "pCPU 99 does not exist: this host has 0-9"),

@@ -225,7 +225,7 @@ def test_memfd():
 
 
 def test_hugetlb_fallback():
-    """A size that is no multiple of 2 MiB, and a pool too small: a warning, and ordinary pages."""
+    """A size that is not a multiple of 2 MiB, a pool too small: a warning, and ordinary pages."""
     with pytest.warns(HugePageFallbackWarning, match="multiple of 2 MiB"):
         memory = GuestMemory(4096, backing="hugetlb")
     memory.close()

@@ -8,7 +8,7 @@ import pytest
 
 from kvmpy.host.cpu import HostCpu
 from kvmpy.probe import disturbance
-from kvmpy.probe.disturbance import Disturbance, Watch, cpu_times, examine, look_around
+from kvmpy.probe.disturbance import Disturbance, DisturbanceWatch, cpu_times, examine, look_around
 from kvmpy.probe.modes import ModeResult
 from kvmpy.probe.system import System
 from kvmpy.probe.verdict import judge
@@ -138,24 +138,26 @@ def test_pinning() -> None:
 class TestWatch:
     def test_steal_is_the_share_of_the_run(self) -> None:
         stats = [QUIET[0], stat((0, 100, 0), (0, 60, 40))]
-        assert Watch(1, FakeHost(stats)).steal() == 0.4
-        assert Watch(0, FakeHost(stats)).steal() == 0
-        assert Watch(None, FakeHost(stats)).steal() == 0.4
-        assert Watch(0, FakeHost([QUIET[0]])).steal() is None
+        assert DisturbanceWatch(1, FakeHost(stats)).steal() == 0.4
+        assert DisturbanceWatch(0, FakeHost(stats)).steal() == 0
+        assert DisturbanceWatch(None, FakeHost(stats)).steal() == 0.4
+        assert DisturbanceWatch(0, FakeHost([QUIET[0]])).steal() is None
 
     def test_steal_and_sibling_during_the_run(self) -> None:
         host = FakeHost([stat((0, 0, 0), (0, 0, 0)), stat((900, 50, 50), (300, 700, 0))])
-        seen = {item.name: item.finding for item in Watch(0, host).seen()}
+        seen = {item.name: item.finding for item in DisturbanceWatch(0, host).seen()}
         assert "5.0% of pCPU 0" in seen["steal"]
         assert "30% busy during the run" in seen["SMT sibling busy"]
 
     def test_steal_on_any_pcpu_counts_where_nothing_is_pinned(self) -> None:
         host = FakeHost([stat((0, 0, 0), (0, 0, 0)), stat((0, 100, 0), (0, 99, 1))])
-        (item,) = Watch(None, host).seen()
+        (item,) = DisturbanceWatch(None, host).seen()
         assert "pCPU 1" in item.finding
 
     def test_quiet(self) -> None:
-        assert Watch(0, FakeHost([QUIET[0], stat((100, 0, 0), (0, 100, 0))])).seen() == ()
+        assert (
+            DisturbanceWatch(0, FakeHost([QUIET[0], stat((100, 0, 0), (0, 100, 0))])).seen() == ()
+        )
 
 
 class TestProcStat:

@@ -8,14 +8,14 @@ import pytest
 
 from kvmpy.host.cpu import HostCpu
 from kvmpy.host.module import MODULES, module_name, module_parameters
-from kvmpy.probe.modes import ModeResult, Outcome
+from kvmpy.probe.modes import ModeOutcome, ModeResult
 from kvmpy.probe.verdict import Verdict, judge
 from kvmpy.x86.modes import Mode
 
 INTEL = HostCpu("GenuineIntel", "Xeon", "VT-x", None, None)
 
 
-def ring(number: int, outcome: Outcome, ns: float | None, detail: str = "") -> ModeResult:
+def ring(number: int, outcome: ModeOutcome, ns: float | None, detail: str = "") -> ModeResult:
     return ModeResult(Mode.LONG_64, number, outcome, ns, detail)
 
 

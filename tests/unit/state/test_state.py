@@ -209,7 +209,7 @@ def test_area_that_cannot_be():
         with pytest.raises(ValueError, match="layout"):
             Xsave(bytes(4096), layout)
     assert "tiledata" not in Xsave(bytes(4096), LAYOUT).components()
-    with pytest.raises(ValueError, match="not all fits"):
+    with pytest.raises(ValueError, match="it does not fit"):
         XSAVE.replace(tmm7=1).resized(4096)
 
 

@@ -96,16 +96,16 @@ def test_the_names_end_with_their_process() -> None:
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (b"x", "greets with 1 bytes"),
-        (greeting(magic=b"kvmpytoP"), "does not greet as"),
+        (b"x", "greeting has 1 bytes"),
+        (greeting(magic=b"kvmpytoP"), "not that of a kvmpy machine"),
         (greeting(format=2), "another version"),
         (greeting(record_size=64), "another version"),
-        (greeting(cpus=0), "has 0 vCPUs"),
-        (greeting(cpus=1 << 20), "has 1048576 vCPUs"),
-        (greeting(b"n" * 300), "more than a machine has to say"),
-        (greeting(cpus=2), "memory is not"),
+        (greeting(cpus=0), "have 0 vCPUs"),
+        (greeting(cpus=1 << 20), "have 1048576 vCPUs"),
+        (greeting(b"n" * 300), "sends too much"),
+        (greeting(cpus=2), "memory it sends is not"),
         (greeting(with_stats=1), "1 descriptors for 1 vCPUs"),
-        (greeting(with_stats=2), "says that it has"),
+        (greeting(with_stats=2), "claims to have"),
     ],
 )
 def test_damaged_greetings(message: bytes, text: str) -> None:
@@ -137,14 +137,20 @@ def test_a_name_that_a_terminal_would_obey() -> None:
 
 def test_memory_that_could_shrink_is_not_read() -> None:
     fd, _ = memory(seals=0)
-    with handing_out(greeting(), fd) as name, pytest.raises(PeerError, match="memory is not"):
+    with (
+        handing_out(greeting(), fd) as name,
+        pytest.raises(PeerError, match="memory it sends is not"),
+    ):
         find.Peer(name)
 
 
 @pytest.mark.parametrize("size", [0, 64, publish.HEADER_SIZE + publish.RECORD_SIZE - 1])
 def test_memory_that_is_too_small(size: int) -> None:
     fd, _ = memory(size=size)
-    with handing_out(greeting(), fd) as name, pytest.raises(PeerError, match="memory is not"):
+    with (
+        handing_out(greeting(), fd) as name,
+        pytest.raises(PeerError, match="memory it sends is not"),
+    ):
         find.Peer(name)
 
 
@@ -157,7 +163,7 @@ def test_descriptors_that_are_something_else() -> None:
     os.close(writer)
     with (
         handing_out(greeting(with_stats=1), fd, reader) as name,
-        pytest.raises(PeerError, match="no statistics of KVM"),
+        pytest.raises(PeerError, match="not a KVM statistics descriptor"),
     ):
         find.Peer(name)
 

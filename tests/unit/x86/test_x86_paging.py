@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as some
 from kvmpy.memory.guest import GuestMemory
 from kvmpy.x86 import layout, paging
 from kvmpy.x86.layout import GIB, KIB, MIB, MemoryLike, SupervisorArea
-from kvmpy.x86.walk import Paging, Translation, walk
+from kvmpy.x86.walk import PageWalk, Paging, walk
 
 
 class Sparse:
@@ -57,7 +57,7 @@ def small() -> Iterator[GuestMemory]:
         yield memory
 
 
-def assert_identity(found: Translation, *, user: bool, size: int) -> None:
+def assert_identity(found: PageWalk, *, user: bool, size: int) -> None:
     assert found.fault is None
     assert found.gpa == found.gva
     assert (found.writable, found.executable) == (True, True)

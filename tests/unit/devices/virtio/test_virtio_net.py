@@ -326,7 +326,7 @@ def test_receive_buffers_that_do_not_fit_together(both):
 
 
 def test_reset_forgets_buffers(both):
-    """What the driver before had offered is not written to any more."""
+    """What the driver before had offered is not written to any longer."""
     wire, card = both
     card.offer(2000)
     card.notify(RX)

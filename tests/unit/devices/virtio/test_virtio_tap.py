@@ -63,7 +63,7 @@ def test_interface_that_is_no_tap(namespace):
     namespace.ip("tuntap add dev tun0 mode tun", "tuntap add dev many0 mode tap multi_queue")
     before = len(os.listdir("/proc/self/fd"))
     for name in ("lo", "tun0", "many0"):
-        with pytest.raises(kvmpy.KvmpyError, match=f"{name} is an interface, but no tap"):
+        with pytest.raises(kvmpy.KvmpyError, match=f"{name} is an interface, but not a tap"):
             namespace(Net, name)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -309,13 +309,13 @@ def test_options():
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
-    ("", "expected"), ("tap0", "expected"), ("tap=", "no name of an interface"),
+    ("", "expected"), ("tap0", "expected"), ("tap=", "interface name"),
     ("tap=a,tap=b", "twice"), ("mac=" + MACS[0], "names no tap"), ("tap=a,mtu=9000", "expected"),
-    ("tap=sixteen-letters0", "no name"), ("tap=a/b", "no name"), ("tap=a b", "no name"),
-    ("tap=tap%d", "no name"), ("tap=..", "no name"), ("tap=a,mac=52:54", "no Ethernet address"),
-    ("tap=a,mac=01:00:5e:00:00:01", "odd first byte"), ("tap=a,mac=ff:ff:ff:ff:ff:ff", "odd"),
-    ("tap=a,mac=00:00:00:00:00:00", "no address"), ("tap=a,mac=g2:54:00:12:34:56", "no Ethernet"),
-    ("tap=a,", "expected"), (f"tap=a,mac={MACS[0]}0", "no Ethernet"),
+    ("tap=sixteen-letters0", "interface name"), ("tap=a/b", "interface name"), ("tap=a b", "interface name"),
+    ("tap=tap%d", "interface name"), ("tap=..", "interface name"), ("tap=a,mac=52:54", "Ethernet address"),
+    ("tap=a,mac=01:00:5e:00:00:01", "first byte is odd"), ("tap=a,mac=ff:ff:ff:ff:ff:ff", "odd"),
+    ("tap=a,mac=00:00:00:00:00:00", "all zeros"), ("tap=a,mac=g2:54:00:12:34:56", "Ethernet"),
+    ("tap=a,", "expected"), (f"tap=a,mac={MACS[0]}0", "Ethernet"),
 ])  # fmt: skip
 def test_options_that_are_none(text, complaint):
     with pytest.raises(ValueError, match=complaint):
