@@ -311,8 +311,10 @@ def test_options():
 @pytest.mark.parametrize(("text", "complaint"), [
     ("", "expected"), ("tap0", "expected"), ("tap=", "interface name"),
     ("tap=a,tap=b", "twice"), ("mac=" + MACS[0], "names no tap"), ("tap=a,mtu=9000", "expected"),
-    ("tap=sixteen-letters0", "interface name"), ("tap=a/b", "interface name"), ("tap=a b", "interface name"),
-    ("tap=tap%d", "interface name"), ("tap=..", "interface name"), ("tap=a,mac=52:54", "Ethernet address"),
+    ("tap=sixteen-letters0", "interface name"), ("tap=a/b", "interface name"),
+    ("tap=a b", "interface name"),
+    ("tap=tap%d", "interface name"), ("tap=..", "interface name"),
+    ("tap=a,mac=52:54", "Ethernet address"),
     ("tap=a,mac=01:00:5e:00:00:01", "first byte is odd"), ("tap=a,mac=ff:ff:ff:ff:ff:ff", "odd"),
     ("tap=a,mac=00:00:00:00:00:00", "all zeros"), ("tap=a,mac=g2:54:00:12:34:56", "Ethernet"),
     ("tap=a,", "expected"), (f"tap=a,mac={MACS[0]}0", "Ethernet"),
