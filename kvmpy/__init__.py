@@ -82,5 +82,4 @@ watch
 x86
 paravirt.xen as xen
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
-__all__ += ["__version__"]
+__getattr__, __dir__ = attach(__name__, _TABLE, "__version__")

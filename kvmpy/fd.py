@@ -6,11 +6,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from .errors import ClosedError
 
-_D = TypeVar("_D", bound="Descriptor")
+if TYPE_CHECKING:
+    from typing import NoReturn, Protocol, Self
+
+    class HasFileno(Protocol):
+        """An object with a descriptor: a file, a socket, a :class:`Descriptor`."""
+
+        def fileno(self) -> int:
+            """The descriptor's number."""
+
 
 #: Those that are open, by number, so that an error about a number can say whose it is.
 _open: weakref.WeakValueDictionary[int, Descriptor] = weakref.WeakValueDictionary()
@@ -68,7 +76,7 @@ class Descriptor:
         if fd >= 0:
             os.close(fd)
 
-    def __enter__(self: _D) -> _D:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -82,13 +90,6 @@ class Descriptor:
         raise TypeError(
             f"a {type(self).__name__} owns a descriptor: it cannot be copied or pickled"
         )
-
-
-class HasFileno(Protocol):
-    """An object with a descriptor: a file, a socket, a :class:`Descriptor`."""
-
-    def fileno(self) -> int:
-        """The descriptor's number."""
 
 
 def number_of(source: int | HasFileno) -> int:

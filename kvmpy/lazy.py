@@ -34,26 +34,31 @@ def entries(table: str) -> dict[str, tuple[str, str]]:
 
 
 def attach(
-    package: str, table: str
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """A package's ``__getattr__``, ``__dir__`` and ``__all__``, for a table as :func:`entries`
-    takes it.
+    package: str, table: str, *also: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__``, for a table as :func:`entries` takes it. The
+    first gives ``__all__``, too: the table's names, and ``also``.
 
-    >>> find, names, public = kvmpy.lazy.attach("kvmpy.machine", "outcome: Outcome")
+    >>> find, names = kvmpy.lazy.attach("kvmpy.machine", "outcome: Outcome")
     >>> find("Outcome") is kvmpy.machine.Outcome
     True
     """
-    where = entries(table)
+    where: dict[str, tuple[str, str]] = {}
 
     def find(name: str) -> Any:
-        if name not in where:
+        if not where:  # read when the first name is asked for
+            where.update(entries(table))
+        value: Any
+        if name in where:
+            module, attribute = where[name]
+            value = importlib.import_module(f".{module}", package)
+            if attribute:
+                value = getattr(value, attribute)
+        elif name == "__all__":
+            value = [*where, *also]
+        else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, attribute = where[name]
-        value: Any = importlib.import_module(f".{module}", package)
-        if attribute:
-            value = getattr(value, attribute)
         setattr(sys.modules[package], name, value)  # found at once from now on
         return value
 
-    public = list(where)
-    return find, lambda: sorted({*vars(sys.modules[package]), *public}), public
+    return find, lambda: sorted({*vars(sys.modules[package]), *find("__all__")})

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from . import ioctls
 from .errors import KvmIoctlError
@@ -17,26 +17,27 @@ from .shim import ffi, lib
 from .state.live import Registers, SpecialRegisters
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from .exits.reasons import Exit
     from .run.bus import Bus
     from .vm_fd import VmFd
     from .x86.state import StubTable
 
+    class Debugger(Protocol):
+        """What has breakpoints in a vCPU, for those that run it and read its memory."""
 
-class Debugger(Protocol):
-    """What has breakpoints in a vCPU, for those that run it and read its memory."""
+        #: Whether it is the debugger that runs the vCPU.
+        inside: bool
 
-    #: Whether it is the debugger that runs the vCPU.
-    inside: bool
+        def run(self, timeout: float | None, max_exits: int | None) -> Exit:
+            """VCPU.run(), with breakpoints."""
 
-    def run(self, timeout: float | None, max_exits: int | None) -> Exit:
-        """VCPU.run(), with breakpoints."""
+        def hide(self, gva: int, data: bytearray) -> None:
+            """Put the guest's own bytes for INT3s into what was read at ``gva``."""
 
-    def hide(self, gva: int, data: bytearray) -> None:
-        """Put the guest's own bytes for INT3s into what was read at ``gva``."""
-
-    def replace(self, gva: int, data: bytearray) -> None:
-        """Keep the INT3s in what is about to be written at ``gva``."""
+        def replace(self, gva: int, data: bytearray) -> None:
+            """Keep the INT3s in what is about to be written at ``gva``."""
 
 
 class VcpuFd(Descriptor):

@@ -31,4 +31,4 @@ svg
 syscall
 tables
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

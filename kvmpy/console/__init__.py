@@ -8,4 +8,4 @@ script: ScriptConsole
 shell: CommandResult
 terminal: Console
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

@@ -12,4 +12,4 @@ sink: Sink
 uart: Uart
 virtio
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

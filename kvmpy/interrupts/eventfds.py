@@ -6,14 +6,18 @@ KVM API, "4.75 KVM_IRQFD", "4.59 KVM_IOEVENTFD", "4.116 KVM_(UN)REGISTER_COALESC
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import ioctls
-from ..fd import HasFileno, number_of
+from ..fd import number_of
 from ..ioctls import capabilities
 from ..run.bus import ClaimError
 from ..shim import ffi, lib
-from .lines import UserIoapic, VmInterrupts
+from .lines import VmInterrupts
+
+if TYPE_CHECKING:
+    from ..fd import HasFileno
+    from .lines import UserIoapic
 
 
 class VmEvents(VmInterrupts):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .. import ioctls
 from ..errors import KvmIoctlError, UnsupportedError
@@ -16,9 +16,24 @@ from ..shim import ffi, lib
 from ..vm_fd import VmFd
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from ..fd import HasFileno
     from .irqchips import IoapicState, PicState, PitState
     from .routing import MsiMessage, MsiRoute, Route
+
+    class UserIoapic(Protocol):
+        """An I/O APIC in user space, as a VM with a split irqchip knows it: kvmpy.Ioapic."""
+
+        @property
+        def routes(self) -> tuple[MsiRoute, ...]:
+            """What its pins are routed to now."""
+
+        def resample(self, pin: int, eventfd: int | HasFileno | None) -> None:
+            """Signal ``eventfd`` at the guest's EOI of a pin; None no longer."""
+
+        def _set_others(self, table: Any, routes: tuple[Route, ...]) -> None:
+            """KVM_SET_GSI_ROUTING, of the routes that are not its pins'."""
 
 
 #: Pins of the IOAPIC; GSIs from here on are free for MSIs.
@@ -63,20 +78,6 @@ class IrqStatus(int):
     def __repr__(self) -> str:
         what = "masked" if self < 0 else f"delivered to {int(self)}" if self else "coalesced"
         return f"<IrqStatus {int(self)}: {what}>"
-
-
-class UserIoapic(Protocol):
-    """An I/O APIC in user space, as a VM with a split irqchip knows it: :class:`kvmpy.Ioapic`."""
-
-    @property
-    def routes(self) -> tuple[MsiRoute, ...]:
-        """What its pins are routed to now."""
-
-    def resample(self, pin: int, eventfd: int | HasFileno | None) -> None:
-        """Signal ``eventfd`` at the guest's EOI of a pin; None no longer."""
-
-    def _set_others(self, table: Any, routes: tuple[Route, ...]) -> None:
-        """KVM_SET_GSI_ROUTING, of the routes that are not its pins'."""
 
 
 class VmInterrupts(VmFd):

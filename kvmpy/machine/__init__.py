@@ -11,4 +11,4 @@ machine: Machine
 outcome: Outcome
 threads: VcpuThreads
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

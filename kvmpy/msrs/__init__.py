@@ -5,4 +5,4 @@ from ..lazy import attach
 _TABLE = """
 msrs: CHUNK FeatureMsrs Msrs describe index_of name_of names
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from .. import ioctls
 from ..cpuid.cpuid import Cpuid
-from ..fd import HasFileno, number_of
+from ..fd import number_of
 from ..ioctls import capabilities
 from ..ioctls.growing import read_table
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
+    from ..fd import HasFileno
     from ..vcpu_fd import VcpuFd
     from ..vm_fd import VmFd
 

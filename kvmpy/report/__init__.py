@@ -10,4 +10,4 @@ svg
 table
 terminal
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import ioctls
 from ..shim import ffi, lib
 from ..state.parts import VcpuParts
+from ..x86.bits import FCW_RESET, MXCSR_RESET
 
 if TYPE_CHECKING:
     from ..x86.modes import Handlers, Mode
     from ..x86.state import CpuState
+
+
+#: FCW, MXCSR and XSTATE_BV of an XSAVE area (SDM vol. 1, "Legacy Region of an XSAVE Area").
+_FPU = struct.Struct("<H22xI484xQ")
 
 
 class VcpuEnter(VcpuParts):
@@ -65,9 +71,15 @@ class VcpuEnter(VcpuParts):
     def _set_fpu_control(self, fcw: int, mxcsr: int) -> None:
         """By XSAVE: KVM_SET_FPU does not know MXCSR, and what it sets is lost if XSTATE_BV says
         that the component is in its initial state."""
-        now = self.xsave
-        if (now.value("fcw"), now.value("mxcsr")) != (fcw, mxcsr):
-            self.xsave = now.replace(fcw=fcw, mxcsr=mxcsr)
+        # Looked at in the bytes: most vCPUs have the right values, and need no Xsave made of them.
+        area = self._xsave_area(self._settle(0))
+        now_fcw, now_mxcsr, in_use = _FPU.unpack_from(area)
+        if not in_use & 1:  # x87 in its initial state: its bytes do not count
+            now_fcw = FCW_RESET
+        if not in_use & 6:  # neither SSE nor AVX in use
+            now_mxcsr = MXCSR_RESET
+        if (now_fcw, now_mxcsr) != (fcw, mxcsr):
+            self.xsave = self.xsave.replace(fcw=fcw, mxcsr=mxcsr)
 
     def _set_sregs(self, fd: int, state: CpuState) -> None:
         sregs = ffi.new("struct kvm_sregs *")

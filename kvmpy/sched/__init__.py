@@ -7,4 +7,4 @@ engine: GuestError run switch_costs
 gantt
 result: Result
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

@@ -10,9 +10,9 @@ host: HostIdentity
 interrupts: ExceptionEvent InterruptEvent LAPIC_REGISTERS Lapic MpState NmiEvent SmiEvent
 interrupts: TripleFaultEvent VcpuEvents
 nested: NestedState SvmHeader VmxHeader
-registers: DebugRegs DebugSlot Fpu Regs Xcr Xcrs
-special: DescriptorTable Segment Sregs Sregs2
+registers: DebugRegs DebugSlot Fpu Regs Sregs Sregs2 Xcr Xcrs
+special: DescriptorTable Segment
 vcpu: VcpuState
 xsave: Component Xsave host_layout layout_of request_guest_permission
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

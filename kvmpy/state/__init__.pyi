@@ -10,9 +10,9 @@ from .host import (
     HostIdentity as HostIdentity,
 )
 from .interrupts import (
-    LAPIC_REGISTERS as LAPIC_REGISTERS,
     ExceptionEvent as ExceptionEvent,
     InterruptEvent as InterruptEvent,
+    LAPIC_REGISTERS as LAPIC_REGISTERS,
     Lapic as Lapic,
     MpState as MpState,
     NmiEvent as NmiEvent,
@@ -30,14 +30,14 @@ from .registers import (
     DebugSlot as DebugSlot,
     Fpu as Fpu,
     Regs as Regs,
+    Sregs as Sregs,
+    Sregs2 as Sregs2,
     Xcr as Xcr,
     Xcrs as Xcrs,
 )
 from .special import (
     DescriptorTable as DescriptorTable,
     Segment as Segment,
-    Sregs as Sregs,
-    Sregs2 as Sregs2,
 )
 from .vcpu import (
     VcpuState as VcpuState,

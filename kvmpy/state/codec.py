@@ -18,8 +18,7 @@ from ..x86.state import StubTable
 from .host import HostIdentity
 from .interrupts import Lapic, VcpuEvents
 from .nested import NestedState
-from .registers import DebugRegs, Regs, Xcrs
-from .special import Sregs2
+from .registers import DebugRegs, Regs, Sregs2, Xcrs
 from .xsave import Xsave
 
 

@@ -65,8 +65,7 @@ def _does_not_fit(name: str, value: object, bits: int) -> Exception:
 
 
 if TYPE_CHECKING:
-    from .registers import Regs
-    from .special import Sregs
+    from .registers import Regs, Sregs
 
     class _Field:
         """How a type checker sees the properties below: integers to be read and written."""
@@ -333,7 +332,7 @@ class SpecialRegisters(_Page):
         >>> cpu.sregs.copy().cr0 == cpu.sregs.cr0
         True
         """
-        from .special import Sregs
+        from .registers import Sregs
 
         if not self._fresh:
             self._refresh()

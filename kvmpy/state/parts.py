@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from ..record import Record
     from .interrupts import Lapic, VcpuEvents
     from .nested import NestedState
-    from .registers import DebugRegs, Fpu, Xcrs
-    from .special import Sregs2
+    from .registers import DebugRegs, Fpu, Sregs2, Xcrs
     from .xsave import Xsave
 
 
@@ -108,7 +107,7 @@ class VcpuParts(VcpuCpuid):
         >>> cpu.sregs2.cr0 == cpu.sregs.cr0
         True
         """
-        from .special import Sregs2
+        from .registers import Sregs2
 
         return self._record(Sregs2, ioctls.KVM_GET_SREGS2)
 
@@ -182,14 +181,17 @@ class VcpuParts(VcpuCpuid):
         ioctls.KVM_SET_XSAVE(self._settle(0), area, f"{value!r}")
 
     def _xsave(self, fd: int) -> Xsave:
-        """The whole area: KVM_GET_XSAVE2 where it can be larger than a page."""
         from .xsave import Xsave, host_layout
 
+        return Xsave(bytes(self._xsave_area(fd)), host_layout())
+
+    def _xsave_area(self, fd: int) -> bytearray:
+        """The whole area: KVM_GET_XSAVE2 where it can be larger than a page."""
         area = bytearray(self.xsave_size)
         wide = self._constant("KVM_CAP_XSAVE2")
         ioctl = ioctls.KVM_GET_XSAVE2 if wide else ioctls.KVM_GET_XSAVE
         ioctl(fd, area, f"{len(area)} bytes")
-        return Xsave(bytes(area), host_layout())
+        return area
 
     @property
     def mp_state(self) -> int:

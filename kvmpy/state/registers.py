@@ -1,4 +1,4 @@
-"""Registers as values: the general and debug registers, XCR0, the FPU.
+"""Registers as values: the general, special and debug registers, XCR0, the FPU.
 
 Unlike the live views of :mod:`kvmpy.state.live` these are frozen copies: to save, compare and set
 again.
@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Final
 
 from ..record import Record
 from ..text import flags_text
-from ..values import dataclass, replace
-from ..x86.bits import DR6, general_text
+from ..values import dataclass, names, replace
+from ..x86.bits import DR6, general_text, special_text
+from .special import SpecialRegisters
 from .xsave import Xsave
 
 
@@ -45,6 +46,62 @@ class Regs(Record):
 
     def __repr__(self) -> str:
         return general_text(vars(self))
+
+
+@dataclass(frozen=True, repr=False)
+class Sregs(SpecialRegisters):
+    """Segments, control registers and descriptor tables (struct kvm_sregs).
+
+    ``cpu.sregs.copy()`` makes one. ``interrupt_bitmap``: the external interrupt being injected,
+    one bit of 256 (KVM API, "4.13 KVM_GET_SREGS").
+
+    >>> hex(cpu.sregs.copy().cs.base)
+    '0xffff0000'
+    """
+
+    c_name = "struct kvm_sregs"
+    interrupt_bitmap: tuple[int, ...] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, repr=False)
+class Sregs2(SpecialRegisters):
+    """As Sregs, with the PAE page-directory pointers as loaded (struct kvm_sregs2).
+
+    ``pdptrs`` count if ``flags`` has bit 0 (KVM API, "4.132 KVM_GET_SREGS2"): then setting these
+    registers does not read the pointers from guest memory.
+
+    >>> cpu.sregs2.flags, cpu.sregs2.pdptrs
+    (0, (0, 0, 0, 0))
+    """
+
+    c_name = "struct kvm_sregs2"
+    flags: int = 0
+    pdptrs: tuple[int, ...] = (0, 0, 0, 0)
+
+    @classmethod
+    def of(cls, sregs: Sregs) -> Sregs2:
+        """The same registers, pointers unknown. The interrupt being injected is not in it: it is
+        in VcpuEvents too.
+
+        >>> kvmpy.state.Sregs2.of(cpu.sregs.copy()) == cpu.sregs2
+        True
+        """
+        return cls(**{name: getattr(sregs, name) for name in _COMMON})
+
+    def without_pdptrs(self) -> Sregs:
+        """For a KVM that lacks KVM_CAP_SREGS2, which then reads the pointers from guest memory.
+
+        >>> cpu.sregs2.without_pdptrs() == cpu.sregs.copy()
+        True
+        """
+        return Sregs(**{name: getattr(self, name) for name in _COMMON})
+
+    def __repr__(self) -> str:
+        pointers = " ".join(f"{pointer:016x}" for pointer in self.pdptrs)
+        return special_text(self) + (f"\npdptrs {pointers}" if self.flags & 1 else "")
+
+
+_COMMON: Final = names(SpecialRegisters)
 
 
 @dataclass(frozen=True, repr=False)

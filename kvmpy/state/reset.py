@@ -9,8 +9,8 @@ from typing import Final
 
 from .interrupts import LAPIC_REGISTERS, Lapic, MpState, VcpuEvents
 from .nested import HEADER_SIZE, NestedState
-from .registers import DebugRegs, Regs, Xcrs
-from .special import DescriptorTable, Segment, Sregs2
+from .registers import DebugRegs, Regs, Sregs2, Xcrs
+from .special import DescriptorTable, Segment
 from .vcpu import VcpuState
 from .xsave import Xsave
 

@@ -16,8 +16,7 @@ from .host import HostIdentity, at_rest, missing_features
 from .interrupts import Lapic, VcpuEvents
 from .mce import VcpuMce
 from .nested import HEADER_SIZE, NestedState
-from .registers import DebugRegs, Regs, Xcrs
-from .special import Sregs, Sregs2
+from .registers import DebugRegs, Regs, Sregs, Sregs2, Xcrs
 from .vcpu import VcpuState
 from .xsave import Xsave, host_layout
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from .host import HostIdentity
     from .interrupts import Lapic, VcpuEvents
     from .nested import NestedState
-    from .registers import DebugRegs, Regs, Xcrs
-    from .special import Sregs2
+    from .registers import DebugRegs, Regs, Sregs2, Xcrs
     from .xsave import Xsave
 
 FORMAT: Final = "kvmpy vCPU state"

@@ -12,6 +12,7 @@ from typing import Any, Final
 from ..errors import UnsupportedError
 from ..text import flags_text
 from ..values import dataclass
+from ..x86.bits import FCW_RESET, MXCSR_RESET
 
 LEGACY_SIZE: Final = 512
 HEADER_SIZE: Final = 64
@@ -26,8 +27,8 @@ COMPONENTS: Final = {
 }  # fmt: skip
 _BITS: Final = {name: bit for bit, name in COMPONENTS.items()}
 _AVX, _OPMASK, _ZMM_HI256, _HI16_ZMM, _PKRU, _TILECFG, _TILEDATA, _APX = 2, 5, 6, 7, 9, 17, 18, 19
-_MXCSR_INIT: Final = (0x1F80).to_bytes(4, "little")
-_FCW_INIT: Final = (0x37F).to_bytes(2, "little")
+_MXCSR_INIT: Final = MXCSR_RESET.to_bytes(4, "little")
+_FCW_INIT: Final = FCW_RESET.to_bytes(2, "little")
 
 
 @dataclass(frozen=True, order=True)

@@ -16,4 +16,4 @@ find: MachineInfo PeerError machines
 samples: MachineSample Sample VcpuSample
 watch: Watch
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)

@@ -5,9 +5,27 @@ place that knows them (SDM vol. 3, "Control Registers", "Debug Registers"; APM v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ..text import flags_text
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class SpecialLike(Protocol):
+        """Special registers, live or saved: what tells the mode."""
+
+        @property
+        def cs(self) -> Any: ...
+        @property
+        def efer(self) -> int: ...
+
+    class GeneralLike(Protocol):
+        """General registers, live or saved."""
+
+        @property
+        def rip(self) -> int: ...
+
 
 GENERAL: Final = (
     *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
@@ -86,25 +104,13 @@ def mask(bits: Mapping[int, str], *names: str) -> int:
     return sum(1 << numbers[name] for name in names)
 
 
+FCW_RESET: Final = 0x37F
+MXCSR_RESET: Final = 0x1F80
+"""FPU control after FNINIT and reset (SDM vol. 1, "Programming with the x87 FPU", "MXCSR")."""
+
 LMA: Final = mask(EFER, "LMA")
 PE: Final = mask(CR0, "PE")
 TF: Final = mask(RFLAGS, "TF")
-
-
-class SpecialLike(Protocol):
-    """Special registers, live or saved: what tells the mode."""
-
-    @property
-    def cs(self) -> Any: ...
-    @property
-    def efer(self) -> int: ...
-
-
-class GeneralLike(Protocol):
-    """General registers, live or saved."""
-
-    @property
-    def rip(self) -> int: ...
 
 
 def is_long(sregs: SpecialLike) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final, Literal
 
-from ..state.special import DescriptorTable, Sregs
+from ..state.special import DescriptorTable, SpecialRegisters
 from . import descriptors as d, layout, paging, state as st
 from .bits import GENERAL
 from .layout import MemoryLike, SupervisorArea
@@ -211,7 +211,7 @@ def _prepare_real(
     registers.update(rip=ip, rsp=rsp)
     write_real_mode_stubs(memory, handlers)
     data = st.real_segment(0)
-    sregs = Sregs(
+    sregs = SpecialRegisters(
         cs=st.real_segment(cs, d.CODE_XR),
         ds=data,
         es=data,
@@ -294,7 +294,7 @@ def _encode_gate(gate: d.Gate, long: bool) -> bytes:
 
 def _special_registers(
     memory: MemoryLike, mode: Mode, area: SupervisorArea, ring: int, tss_limit: int
-) -> Sregs:
+) -> SpecialRegisters:
     long = mode is Mode.LONG_64
     code, data = d.ring_selectors(ring, long=long)
     gdt = d.gdt_entries(long=long)
@@ -307,7 +307,7 @@ def _special_registers(
     elif long:
         cr0, cr4, efer = cr0 | st.CR0_PG | st.CR0_WP, cr4 | st.CR4_PAE, _EFER_LONG
         cr3 = paging.build_long(memory, area, layout.page_directories(memory))
-    return Sregs(
+    return SpecialRegisters(
         cs=cs,
         ds=ss,
         es=ss,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ..state.special import Segment, Sregs
+from ..state.special import Segment, SpecialRegisters
 from ..values import dataclass
-from .bits import CR0, CR4, EFER, mask
+from .bits import CR0, CR4, EFER, FCW_RESET, MXCSR_RESET, mask
 from .descriptors import DATA_RW, LDT, TSS_BUSY, Descriptor
 
 # --- CR0, CR4, EFER, RFLAGS ---------------------------------------------------------------------
@@ -47,10 +47,6 @@ MSR_KERNEL_GS_BASE: Final = 0xC000_0102
 STAR_SELECTORS: Final = 0x23 << 48 | 0x10 << 32
 # Cleared by SYSCALL, as Linux has it: AC, NT, IOPL, DF, IF, TF.
 SFMASK_VALUE: Final = 0x47700
-
-# FPU control after FNINIT and reset.
-FCW_RESET: Final = 0x37F
-MXCSR_RESET: Final = 0x1F80
 
 
 def loaded_segment(selector: int, descriptor: Descriptor) -> Segment:
@@ -118,7 +114,7 @@ class CpuState:
     ``regs`` has all sixteen general registers, ``rip`` and ``rflags``.
     """
 
-    sregs: Sregs
+    sregs: SpecialRegisters
     regs: Mapping[str, int]
     msrs: Mapping[int, int]
     stub_table: StubTable

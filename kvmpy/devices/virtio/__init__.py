@@ -12,4 +12,4 @@ device: Statistics VirtioDevice
 net: Net NetOptions parse_mac parse_net
 rng: Rng
 """
-__getattr__, __dir__, __all__ = attach(__name__, _TABLE)
+__getattr__, __dir__ = attach(__name__, _TABLE)
