@@ -69,9 +69,9 @@ from .errors import (
     KvmIoctlError as KvmIoctlError,
     KvmMissingError as KvmMissingError,
     KvmPermissionError as KvmPermissionError,
+    KvmpyError as KvmpyError,
     KvmUnavailableError as KvmUnavailableError,
     KvmVersionError as KvmVersionError,
-    KvmpyError as KvmpyError,
     MsrError as MsrError,
     StateFormatError as StateFormatError,
     StateMismatchError as StateMismatchError,
@@ -100,9 +100,9 @@ from .exits.reasons import (
     HypervSynic as HypervSynic,
     InternalError as InternalError,
     Intr as Intr,
+    IoapicEoi as IoapicEoi,
     IoIn as IoIn,
     IoOut as IoOut,
-    IoapicEoi as IoapicEoi,
     IrqWindowOpen as IrqWindowOpen,
     Kicked as Kicked,
     MemoryFault as MemoryFault,
@@ -127,7 +127,6 @@ from .exits.reasons import (
 )
 from .interrupts import (
     irqchips as irqchips,
-    lines as vm_irq,
     routing as routing,
 )
 from .interrupts.irqchips import (
@@ -196,9 +195,6 @@ from .state.differences import (
 from .state.vcpu import (
     VcpuState as VcpuState,
 )
-from .stats import (
-    kvm as binary_stats,
-)
 from .stats.kvm import (
     StatsFormatError as StatsFormatError,
 )
@@ -216,10 +212,10 @@ from .x86.descriptors import (
 )
 from .x86.modes import (
     LONG_MODE as LONG_MODE,
-    Mode as Mode,
     PAGED_MODE as PAGED_MODE,
     PROTECTED_MODE as PROTECTED_MODE,
     REAL_MODE as REAL_MODE,
+    Mode as Mode,
 )
 
 __version__: str

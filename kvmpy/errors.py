@@ -10,8 +10,19 @@ import errno as _errno
 import os
 
 
+def _rebuilt(kind: type[KvmpyError], args: tuple[object, ...]) -> KvmpyError:
+    error = kind.__new__(kind, *args)
+    # Not the class's own __init__, which takes other arguments: the text is made already. OSError
+    # takes errno and strerror in its own, or in __new__ where no class has another.
+    (OSError if isinstance(error, OSError) else Exception).__init__(error, *args)
+    return error
+
+
 class KvmpyError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. They can be pickled, as process pools do."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuilt, (type(self), self.args), self.__dict__ or None
 
 
 class ClosedError(KvmpyError, ValueError):

@@ -24,12 +24,20 @@ if TYPE_CHECKING:
 _open: weakref.WeakValueDictionary[int, Descriptor] = weakref.WeakValueDictionary()
 
 
-class Descriptor:
+class Owner:
+    """What owns something of the kernel's or the shim's. It cannot be copied or pickled: two
+    objects would own the same, and the first to go would take it from the other.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:  # copy.copy() asks for it, too
+        raise TypeError(f"{type(self).__name__} objects cannot be copied or pickled")
+
+
+class Descriptor(Owner):
     """What owns a descriptor: open from its making to :meth:`close`, the end of a ``with`` block,
     or the loss of the last reference.
-
-    It cannot be copied or pickled: two objects would own one descriptor, and the first to go would
-    close it under the other.
     """
 
     _fd = -1
@@ -85,11 +93,6 @@ class Descriptor:
     def __del__(self) -> None:
         if self._fd >= 0:
             self.close()
-
-    def __reduce__(self) -> NoReturn:  # copy.copy() asks for it, too
-        raise TypeError(
-            f"a {type(self).__name__} owns a descriptor: it cannot be copied or pickled"
-        )
 
 
 def number_of(source: int | HasFileno) -> int:

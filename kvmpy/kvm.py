@@ -25,8 +25,10 @@ from .shim import ffi, lib
 API_VERSION = 12
 
 
-def _cannot_open(path: str, error: OSError) -> KvmUnavailableError:
+def _cannot_open(path: str, error: OSError) -> KvmUnavailableError | KvmIoctlError:
     code = error.errno or 0
+    if code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR):
+        return KvmIoctlError("open", code, path)  # this process's trouble, not KVM's
     if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         return KvmMissingError(
             f"{path} does not exist: no KVM module is loaded.",

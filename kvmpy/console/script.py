@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ClosedError, ConsoleError, ExpectEof, ExpectTimeout, UnsupportedError
+from ..fd import Owner
 from .output import KEEP_BYTES, TAIL_BYTES, Match, Output, printable
 from .search import QUIET, Found, Pattern, Search
 
@@ -38,7 +39,7 @@ class Receiver(Protocol):
         """How many bytes of ``data`` were taken."""
 
 
-class ScriptConsole:
+class ScriptConsole(Owner):
     """Drives a guest through its console. Any thread; scripts in several threads take turns.
 
     ``fd``: where the guest's output comes from (a pipe, socket or terminal); the console's from

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ioctls
 from ..errors import KvmpyError
+from ..fd import Owner
 from ..interrupts.irqchips import IoapicState
 from ..interrupts.routing import MsiRoute, _table
 from ..shim import ffi, lib
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..vm import VM
 
 
-class Ioapic:
+class Ioapic(Owner):
     """The I/O APIC of a VM whose irqchip is "split": 24 pins, version 0x20 with an EOI register.
 
     It is answered in C. GSI 0..23 are its pins: what the guest writes into a redirection entry

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..fd import Owner
 from ..shim import ffi, lib
 from .ports import _owned
 
@@ -21,7 +22,7 @@ class _Port:
         self._owner, self._device, self.length = owner, device, length
 
 
-class I8042:
+class I8042(Owner):
     """The AT's keyboard controller, without keyboard and mouse.
 
     It answers what a kernel asks while it probes, without delay, and ends the run with
@@ -43,7 +44,7 @@ class I8042:
         self.command = _Port(self._i8042, lib.shim_i8042_command(i8042), 1)
 
 
-class PowerManagement:
+class PowerManagement(Owner):
     """ACPI's fixed hardware: the PM1a event block (status, enable) and control block, six ports.
 
     Sleep state S5 ends the run with PowerOff("acpi"). ``kvmpy.boot.acpi`` has the tables that
@@ -97,7 +98,7 @@ class PowerManagement:
         lib.shim_pm_connect_line(self._pm, -1, 0)
 
 
-class ResetControl:
+class ResetControl(Owner):
     """Intel chipsets' reset control register, one port, by custom 0xCF9: a write with bit 2 set
     ends the run with Reset("reset-control").
 
@@ -110,7 +111,7 @@ class ResetControl:
         self._device = _owned(lib.shim_reset_control_new())
 
 
-class PvPanic:
+class PvPanic(Owner):
     """QEMU's panic event device, one port, by custom 0x505: a guest's kernel that panics ends the
     run with GuestPanic("pvpanic"), or GuestCrashLoaded("pvpanic") if a crash kernel takes over.
 

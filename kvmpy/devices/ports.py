@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..fd import Owner
 from ..shim import ffi, lib
 from .sink import Sink
 
@@ -14,7 +15,7 @@ def _owned(device: Any) -> Any:
     return ffi.gc(device, lambda d: lib.shim_device_free(ffi.cast("struct shim_device *", d)))
 
 
-class DebugConsole:
+class DebugConsole(Owner):
     """Bochs's debug console, by custom at port 0xE9: each byte written is output; a read gives
     0xE9, which tells a guest that the console is there."""
 
@@ -41,7 +42,7 @@ class DebugConsole:
         return self.sink.output
 
 
-class DebugExitPort:
+class DebugExitPort(Owner):
     """Ends the run: a write comes back from ``run()`` as DebugExit(status). By custom at 0xF4.
 
     The value of an 8-, 16- or 32-bit write is the status.
@@ -53,7 +54,7 @@ class DebugExitPort:
         self._device = _owned(lib.shim_debug_exit_new())
 
 
-class PostPort:
+class PostPort(Owner):
     """POST codes, at port 0x80: the last byte written is kept, and reads back."""
 
     length = 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from ..fd import Owner
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
     from .ioapic import Ioapic
 
 
-class Rtc:
+class Rtc(Owner):
     """The AT's clock and CMOS memory: two ports, index and data, by custom 0x70 and 0x71.
 
     It shows the host's time in UTC. The guest may set it: the host's stays as it is, and

@@ -6,13 +6,14 @@ import errno
 import os
 from typing import Any
 
+from ..fd import Owner
 from ..shim import ffi, lib
 
 #: Output kept for a host that never reads it; beyond that the oldest goes.
 KEEP_BYTES = 16 << 20
 
 
-class Sink:
+class Sink(Owner):
     """Takes a device's bytes: to a file descriptor, or to memory when ``fd`` is None.
 
     With a descriptor, bytes are written at a newline, when 4 KiB have gathered, after 10 ms at the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..fd import Owner
 from ..shim import ffi, lib
 from .sink import Sink
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from .ioapic import Ioapic
 
 
-class Uart:
+class Uart(Owner):
     """A 16550A: eight ports, a transmitter that is always ready, a receiver that never overruns.
 
     ``fd``: where transmitted bytes go; None keeps them (see :class:`Sink`).

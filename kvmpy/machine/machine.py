@@ -20,6 +20,7 @@ from ..console.terminal import Console
 from ..errors import ClosedError, KvmpyError, StillRunningError, UnsupportedError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
+from ..fd import Owner
 from ..host.module import kernel_trouble, module_name
 from ..run.thread import pause_all, resume_all
 from ..stats.run import RunStats
@@ -54,7 +55,7 @@ _APIC_ENABLE = 1 << 11  # of IA32_APIC_BASE
 _RNG_SEED = 32
 
 
-class Machine:
+class Machine(Owner):
     """Loads ``kernel`` and runs it: :meth:`run` in the calling thread, or :meth:`start`,
     :attr:`console` and :meth:`wait` for a script beside it.
 
@@ -336,6 +337,8 @@ class Machine:
         """
         if self._threads is None:
             raise RuntimeError("this machine was not started")
+        if self._threads.is_own_thread():
+            raise RuntimeError("wait() in a handler of the machine's own waits for itself: stop()")
         try:
             self._threads.wait(timeout)
         except StillRunningError as error:

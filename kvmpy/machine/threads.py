@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import ClosedError, StillRunningError
+from ..fd import Owner
 from ..run.thread import _take_back, arrive, pause_all, resume_all
 from ..shim import lib
 from ..values import dataclass
@@ -29,7 +30,7 @@ class Ending(Generic[T]):
     error: BaseException | None = None
 
 
-class VcpuThreads(Generic[T]):
+class VcpuThreads(Owner, Generic[T]):
     """Runs ``body(vcpu)`` for each vCPU in a thread, named "vCPU 0" and so on by id, for Python and
     for ps and top.
 

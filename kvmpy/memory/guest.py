@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ClosedError, GuestMemoryError
+from ..fd import Owner
 from ..shim import address_of
 from .mapping import TRANSPARENT_FROM, Backing as Backing, map_memory
 
@@ -111,7 +112,7 @@ class Adopter(Protocol):
         """A region is about to go."""
 
 
-class GuestMemory:
+class GuestMemory(Owner):
     """The guest physical address space as its host sees it.
 
     ``size`` bytes of RAM start at guest physical address 0; what does not fit below 3 GiB

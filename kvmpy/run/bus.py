@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from ..errors import KvmpyError
+from ..fd import Owner
 from ..shim import ffi, lib
 
 #: ``handler(address, size, value)``: value is None for a read, whose answer it returns.
@@ -117,7 +118,7 @@ def _bounds(ports: int | range) -> tuple[int, int]:
     return ports, 1
 
 
-class Bus:
+class Bus(Owner):
     """The ports and MMIO ranges of one VM."""
 
     def __init__(self) -> None:

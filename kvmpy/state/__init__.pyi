@@ -10,9 +10,9 @@ from .host import (
     HostIdentity as HostIdentity,
 )
 from .interrupts import (
+    LAPIC_REGISTERS as LAPIC_REGISTERS,
     ExceptionEvent as ExceptionEvent,
     InterruptEvent as InterruptEvent,
-    LAPIC_REGISTERS as LAPIC_REGISTERS,
     Lapic as Lapic,
     MpState as MpState,
     NmiEvent as NmiEvent,

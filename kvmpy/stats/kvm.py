@@ -11,7 +11,8 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..errors import ClosedError, KvmpyError
+from ..errors import KvmpyError
+from ..fd import Descriptor
 from ..shim import ffi, lib
 from ..values import dataclass
 
@@ -366,15 +367,17 @@ class Measurement(StatsView):
         return repr(self.difference).replace("<Snapshot", "<Measurement", 1)
 
 
-class Stats(StatsView):
+class Stats(Descriptor, StatsView):
     """The statistics of a VM or vCPU, live: ``stats["exits"]`` reads that one, as it is now.
 
     >>> cpu.stats.exits
     0
     """
 
+    _what = "statistics object"
+
     def __init__(self, fd: int):
-        self._fd = fd
+        self._opened(fd)
         try:
             self._schema = Schema(self._pread)
         except BaseException:
@@ -428,33 +431,6 @@ class Stats(StatsView):
 
     def __len__(self) -> int:
         return len(self._schema.descriptors)
-
-    def fileno(self) -> int:
-        """The descriptor. Raises ClosedError when the VM or vCPU is closed.
-
-        >>> vm.stats.fileno() != cpu.stats.fileno()
-        True
-        """
-        if self._fd < 0:
-            raise ClosedError("the statistics are closed, with their VM or vCPU")
-        return self._fd
-
-    def close(self) -> None:
-        """Close the descriptor: the VM or vCPU does it when it is closed.
-
-        >>> stats = cpu.stats
-        >>> cpu.close()
-        >>> stats.exits
-        Traceback (most recent call last):
-        kvmpy.errors.ClosedError: the statistics are closed, with their VM or vCPU
-        """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        if self.__dict__.get("_fd", -1) >= 0:
-            self.close()
 
     def __repr__(self) -> str:
         if self._fd < 0:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ioctls
 from ..errors import UnsupportedError
+from ..fd import Owner
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ RECORD_SIZE: int = ffi.sizeof("struct shim_counters")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10 | fcntl.F_SEAL_SEAL  # F_SEAL_FUTURE_WRITE
 
 
-class Publication:
+class Publication(Owner):
     """One machine, seen from now until :meth:`close`. Its vCPUs must not be running yet.
 
     Raises OSError without descriptors or memory to spare; KvmIoctlError.

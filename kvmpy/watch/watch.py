@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
+from ..fd import Owner
 from ..host.topology import format_cpu_list
 from ..shim import ffi, lib
 from ..stats.kvm import Schema, StatsFormatError
@@ -120,7 +121,7 @@ class _Watched:
         self.peer.close()
 
 
-class Watch:
+class Watch(Owner):
     """Watches all machines of this user's processes, those of process ``pid``, or the one of
     ``socket`` (:attr:`MachineInfo.socket`). Machines may come and go.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ClosedError, GuestMemoryError, KvmpyError
+from ...fd import Owner
 from ...shim import ffi, lib
 from ...values import dataclass
 
@@ -41,7 +42,7 @@ class Statistics:
     accesses: int
 
 
-class VirtioDevice:
+class VirtioDevice(Owner):
     """A virtio-mmio device (VIRTIO 1.2, "4.2 Virtio Over MMIO"), served by a thread in C.
 
     Made by its subclasses. :meth:`connect` puts it into a VM; :meth:`disconnect` takes it out, as
