@@ -1,9 +1,10 @@
 /*
  * 16550A UART (National Semiconductor PC16550D data sheet).
  *
- * The transmitter is instant: THR is always empty, and its bytes go to a sink. The receiver's FIFO
- * is backed by a longer queue, so nothing the host sends is lost to overrun; the host is told how
- * much was taken and can be woken when there is room. OUT2 does not gate the interrupt, as it does
+ * The transmitter is instant: THR is always empty, and its bytes go to a sink. What the host sends
+ * waits in a queue, on the wire as it were, until the receiver has room: nothing is lost to overrun,
+ * and a reset of the FIFO takes no more than is in it. The host is told how much was taken and can
+ * be woken when there is room. OUT2 does not gate the interrupt, as it does
  * not in other virtual machines either: small kernels forget it.
  */
 #include <errno.h>
@@ -47,6 +48,10 @@ struct shim_uart {
 	bool transmit_interrupt; /* THR became empty since IIR last said so */
 	uint8_t msr_delta, msr_lines;
 
+	/* The receiver: its FIFO, or RBR alone. */
+	uint8_t fifo[FIFO_DEPTH];
+	unsigned received;
+
 	uint8_t queue[QUEUE_SIZE];
 	unsigned head, length;
 	int space_eventfd; /* to be signalled when half of a full queue is free, -1: nobody waits */
@@ -69,8 +74,8 @@ static uint8_t interrupt_source(const struct shim_uart *uart)
 {
 	if ((uart->ier & IER_STATUS) && uart->overrun)
 		return IIR_STATUS;
-	if ((uart->ier & IER_RECEIVE) && uart->length)
-		return uart->length >= trigger_level(uart) ? IIR_RECEIVE : IIR_TIMEOUT;
+	if ((uart->ier & IER_RECEIVE) && uart->received)
+		return uart->received >= trigger_level(uart) ? IIR_RECEIVE : IIR_TIMEOUT;
 	if ((uart->ier & IER_TRANSMIT) && uart->transmit_interrupt)
 		return IIR_TRANSMIT;
 	if ((uart->ier & IER_MODEM) && uart->msr_delta)
@@ -78,16 +83,11 @@ static uint8_t interrupt_source(const struct shim_uart *uart)
 	return IIR_NONE;
 }
 
-static void update_interrupt(struct shim_uart *uart)
-{
-	shim_line_set(&uart->line, interrupt_source(uart) != IIR_NONE);
-}
-
 /* ------------------------------------------------------------------ receiver */
 
-static void queue_put(struct shim_uart *uart, uint8_t byte)
+static unsigned depth(const struct shim_uart *uart)
 {
-	uart->queue[(uart->head + uart->length++) % QUEUE_SIZE] = byte;
+	return uart->fcr & FCR_ENABLE ? FIFO_DEPTH : 1;
 }
 
 static void tell_of_space(struct shim_uart *uart)
@@ -99,17 +99,34 @@ static void tell_of_space(struct shim_uart *uart)
 		uart->space_eventfd = -1;
 }
 
+/* What waits arrives when the guest looks for it. In loopback the receiver is off the wire. */
+static void arrive(struct shim_uart *uart)
+{
+	if (uart->mcr & MCR_LOOP)
+		return;
+	while (uart->length && uart->received < depth(uart)) {
+		uart->fifo[uart->received++] = uart->queue[uart->head];
+		uart->head = (uart->head + 1) % QUEUE_SIZE;
+		uart->length--;
+	}
+	tell_of_space(uart);
+}
+
 static uint8_t receive_read(struct shim_uart *uart)
 {
-	uint8_t byte;
+	uint8_t byte = uart->fifo[0];
 
-	if (!uart->length)
+	if (!uart->received)
 		return 0;
-	byte = uart->queue[uart->head];
-	uart->head = (uart->head + 1) % QUEUE_SIZE;
-	uart->length--;
-	tell_of_space(uart);
+	memmove(uart->fifo, uart->fifo + 1, --uart->received);
 	return byte;
+}
+
+static void update_interrupt(struct shim_uart *uart)
+{
+	if (uart->ier & IER_RECEIVE)
+		arrive(uart);
+	shim_line_set(&uart->line, interrupt_source(uart) != IIR_NONE);
 }
 
 /* How many bytes were taken. Fewer than `length`: the queue is full, and space_eventfd (unless
@@ -122,7 +139,7 @@ unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned
 
 	pthread_mutex_lock(&uart->lock);
 	while (taken < length && uart->length < QUEUE_SIZE)
-		queue_put(uart, data[taken++]);
+		uart->queue[(uart->head + uart->length++) % QUEUE_SIZE] = data[taken++];
 	uart->space_eventfd = taken < length ? space_eventfd : -1;
 	update_interrupt(uart);
 	pthread_mutex_unlock(&uart->lock);
@@ -134,7 +151,7 @@ unsigned shim_uart_backlog(struct shim_uart *uart)
 	unsigned length;
 
 	pthread_mutex_lock(&uart->lock);
-	length = uart->length;
+	length = uart->received + uart->length;
 	pthread_mutex_unlock(&uart->lock);
 	return length;
 }
@@ -166,6 +183,8 @@ static uint8_t read_register(struct shim_uart *uart, unsigned index)
 {
 	uint8_t value;
 
+	if (index == LSR || index == IIR_FCR || (index == RBR_THR && !(uart->lcr & LCR_DLAB)))
+		arrive(uart);
 	switch (index) {
 	case RBR_THR:
 		return uart->lcr & LCR_DLAB ? uart->dll : receive_read(uart);
@@ -181,7 +200,7 @@ static uint8_t read_register(struct shim_uart *uart, unsigned index)
 	case MCR:
 		return uart->mcr;
 	case LSR:
-		value = LSR_EMPTY | (uart->length ? LSR_DATA : 0) | uart->overrun;
+		value = LSR_EMPTY | (uart->received ? LSR_DATA : 0) | uart->overrun;
 		uart->overrun = 0;
 		return value;
 	case MSR:
@@ -195,10 +214,13 @@ static uint8_t read_register(struct shim_uart *uart, unsigned index)
 
 static void loop_back(struct shim_uart *uart, uint8_t byte)
 {
-	if (uart->length < FIFO_DEPTH)
-		queue_put(uart, byte);
-	else
+	/* A full FIFO keeps what it has; RBR alone is overwritten. */
+	if (uart->received == depth(uart))
 		uart->overrun = LSR_OVERRUN;
+	if (uart->received < depth(uart))
+		uart->fifo[uart->received++] = byte;
+	else if (!(uart->fcr & FCR_ENABLE))
+		uart->fifo[0] = byte;
 }
 
 /* Gives the byte that goes to the sink, -1 for none. */
@@ -223,8 +245,7 @@ static void set_ier(struct shim_uart *uart, uint8_t value)
 static void set_fcr(struct shim_uart *uart, uint8_t value)
 {
 	if ((value & FCR_CLEAR_RECEIVE) || ((value ^ uart->fcr) & FCR_ENABLE))
-		uart->length = 0;
-	tell_of_space(uart);
+		uart->received = 0;
 	uart->fcr = value & FCR_ENABLE ? value & 0xc9 : 0;
 }
 
@@ -261,7 +282,8 @@ static int write_register(struct shim_uart *uart, unsigned index, uint8_t value)
 	return -1;
 }
 
-/* A wide access is one byte access per register, as the bus would split it. */
+/* A wide access is one byte access per register, as the bus would split it; past the last one there
+ * is nothing. */
 static int uart_access(struct shim_device *device, struct shim_vcpu *vcpu, uint64_t offset,
 		       uint8_t *data, unsigned size, bool is_write)
 {
@@ -270,9 +292,12 @@ static int uart_access(struct shim_device *device, struct shim_vcpu *vcpu, uint6
 
 	pthread_mutex_lock(&uart->lock);
 	for (unsigned i = 0; i < size; i++) {
-		unsigned index = (offset + i) % 8;
+		uint64_t index = offset + i;
 
-		if (!is_write) {
+		if (index > SCR) {
+			if (!is_write)
+				data[i] = 0xff;
+		} else if (!is_write) {
 			data[i] = read_register(uart, index);
 		} else {
 			int result = write_register(uart, index, data[i]);

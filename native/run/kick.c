@@ -49,7 +49,14 @@ static const int forwarded[] = { SIGINT, SIGTERM, SIGALRM, SIGHUP, SIGUSR1, SIGU
 				 SIGVTALRM, SIGPROF };
 #define FORWARDED (sizeof(forwarded) / sizeof(forwarded[0]))
 #define ENDING 2
-static struct sigaction previous[FORWARDED];
+/*
+ * The handlers that stood before ours, each passed to by a handler of ours of its own: a handler
+ * that was put on top of ours may chain to it (faulthandler's does), or be taken away again, which
+ * brings ours back. Both must reach what stood there then, not the newest.
+ */
+#define LEVELS 8
+static struct sigaction previous[FORWARDED][LEVELS];
+static unsigned levels[FORWARDED];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 int64_t shim_now(void)
@@ -114,11 +121,11 @@ static unsigned index_of(int number)
 	return i;
 }
 
-static void on_forwarded(int number, siginfo_t *info, void *context)
+static void pass_on(unsigned level, int number, siginfo_t *info, void *context)
 {
 	int saved = errno, end = atomic_load(&running_end), main_thread = getpid();
 	unsigned which = index_of(number);
-	const struct sigaction *before = &previous[which];
+	const struct sigaction *before = &previous[which][level];
 
 	for (int i = 0; i < end; i++) {
 		int thread = atomic_load(&running[i]);
@@ -144,26 +151,69 @@ static void on_forwarded(int number, siginfo_t *info, void *context)
 	errno = saved;
 }
 
+#define ON_FORWARDED(level)                                                     \
+	static void on_forwarded_##level(int number, siginfo_t *info, void *context) \
+	{                                                                            \
+		pass_on(level, number, info, context);                               \
+	}
+ON_FORWARDED(0)
+ON_FORWARDED(1)
+ON_FORWARDED(2)
+ON_FORWARDED(3)
+ON_FORWARDED(4)
+ON_FORWARDED(5)
+ON_FORWARDED(6)
+ON_FORWARDED(7)
+static void (*const ours[LEVELS])(int, siginfo_t *, void *) = {
+	on_forwarded_0, on_forwarded_1, on_forwarded_2, on_forwarded_3,
+	on_forwarded_4, on_forwarded_5, on_forwarded_6, on_forwarded_7,
+};
+
 static bool is_function(const struct sigaction *action)
 {
 	return (action->sa_flags & SA_SIGINFO) ||
 	       (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN);
 }
 
+static bool is_ours(const struct sigaction *action)
+{
+	for (unsigned level = 0; level < LEVELS; level++)
+		if ((action->sa_flags & SA_SIGINFO) && action->sa_sigaction == ours[level])
+			return true;
+	return false;
+}
+
+/* Where `action` stands among those before ours, put there if it is new; LEVELS: no room. */
+static unsigned level_of(unsigned i, const struct sigaction *action)
+{
+	unsigned level = 0;
+
+	while (level < levels[i] && (previous[i][level].sa_sigaction != action->sa_sigaction ||
+				     (previous[i][level].sa_flags ^ action->sa_flags) & SA_SIGINFO))
+		level++;
+	if (level == levels[i] && level < LEVELS) {
+		previous[i][level] = *action; /* before it can be called */
+		levels[i]++;
+	}
+	return level;
+}
+
 /* Python's signal.signal() replaces our handler without a word, so look again at every run. */
 static void forward(unsigned i)
 {
-	struct sigaction now, ours;
+	struct sigaction now, action;
+	unsigned level;
 
-	if (sigaction(forwarded[i], NULL, &now) || !is_function(&now) ||
-	    ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_forwarded))
+	if (sigaction(forwarded[i], NULL, &now) || !is_function(&now) || is_ours(&now))
 		return;
 	pthread_mutex_lock(&lock);
-	previous[i] = now; /* before it can be called */
-	ours = now;
-	ours.sa_flags |= SA_SIGINFO;
-	ours.sa_sigaction = on_forwarded;
-	sigaction(forwarded[i], &ours, NULL);
+	level = level_of(i, &now);
+	if (level < LEVELS) {
+		action = now;
+		action.sa_flags |= SA_SIGINFO;
+		action.sa_sigaction = ours[level];
+		sigaction(forwarded[i], &action, NULL);
+	}
 	pthread_mutex_unlock(&lock);
 }
 
@@ -290,8 +340,14 @@ bool shim_kick_attend(struct shim_vcpu *vcpu)
 void shim_kick_forward(void)
 {
 	static _Atomic int64_t looked;
+	sigset_t kick;
 	int64_t now;
 
+	/* Threads of daemons block all signals, and masks are inherited; this one is ours alone, and
+	 * budgets, kicks, pauses and close() come by it. */
+	sigemptyset(&kick);
+	sigaddset(&kick, kick_signal);
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
 	for (unsigned i = 0; i < ENDING; i++)
 		forward(i);
 	now = shim_now();

@@ -8,8 +8,10 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <limits.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -57,6 +59,7 @@ struct net {
 	struct virtio_chain frame;
 	struct virtio_net_hdr_v1 header; /* checked: the guest can change its own at any time */
 	struct iovec tx_iov[1 + VIRTIO_SEGMENTS];
+	uint8_t tail[FRAME_MOST]; /* of a frame in more pieces than the kernel takes */
 };
 
 static void drop(struct net *net)
@@ -229,6 +232,15 @@ static void deliver(struct net *net, uint32_t size)
 	virtio_count(&net->virtio.statistics.bytes_in, size - HEADER);
 }
 
+/* Nothing was read: a message without bytes, or the end of the socket? */
+static bool has_ended(const struct net *net)
+{
+	struct pollfd state = { .fd = net->fd, .events = POLLRDHUP };
+
+	return net->is_tap || poll(&state, 1, 0) < 0 ||
+	       state.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL);
+}
+
 /* One frame into the buffers, to the driver or, if it is none, nowhere. False: there is none. */
 static bool receive_frame(struct net *net)
 {
@@ -238,10 +250,10 @@ static bool receive_frame(struct net *net)
 	do
 		size = readv(net->fd, net->rx_iov, net->pieces + 1);
 	while (size < 0 && errno == EINTR);
-	if (size <= 0) {
-		/* 0: the other end of a socket has been closed. EBADFD: the tap has been deleted. */
-		if (!size || errno != EAGAIN)
-			link_down(net);
+	if (size < 0 && errno == EAGAIN)
+		return false;
+	if (size < 0 || (!size && has_ended(net))) { /* EBADFD: the tap has been deleted */
+		link_down(net);
 		return false;
 	}
 	if ((size_t)size > net->bytes || (size_t)size < HEADER + FRAME_LEAST)
@@ -299,6 +311,22 @@ static bool take_frame(struct net *net)
 	return net->sending;
 }
 
+/* The kernel takes IOV_MAX pieces, the header's among them: the last ones become one. */
+static void join_pieces(struct net *net)
+{
+	struct virtio_chain *frame = &net->frame;
+	uint32_t size = 0;
+
+	if (frame->readable < IOV_MAX)
+		return;
+	for (unsigned i = IOV_MAX - 2; i < frame->readable; i++) {
+		memcpy(net->tail + size, frame->iov[i].iov_base, frame->iov[i].iov_len);
+		size += frame->iov[i].iov_len;
+	}
+	frame->iov[IOV_MAX - 2] = (struct iovec){ net->tail, size };
+	frame->readable = IOV_MAX - 1;
+}
+
 /* False: the tap has no room for it now. */
 static bool write_frame(struct net *net)
 {
@@ -306,6 +334,7 @@ static bool write_frame(struct net *net)
 	struct iovec *iov = net->frame.iov - 1;
 	ssize_t size;
 
+	join_pieces(net);
 	*iov = (struct iovec){ &net->header, HEADER };
 	do
 		size = writev(net->fd, iov, 1 + net->frame.readable);

@@ -316,20 +316,121 @@ def test_input_from_another_thread(start, vm, run_in_thread, wait_until):
     assert uart.output == data[:-1]
 
 
-def test_space_after_the_guest_empties_the_fifo(start, vm):
-    """FCR's reset makes room as reading does: who waits for it is told."""
+FCR, LCR, MCR, LSR = COM1 + 2, COM1 + 3, COM1 + 4, COM1 + 5
+
+
+def writes(*pairs):
+    """Writes to registers; at the end HLT."""
+    return "".join(f"mov dx, {port}; mov al, {value}; out dx, al; " for port, value in pairs)
+
+
+#: All that is received goes to memory from 0x3000 on.
+DRAIN = f"""
+    mov edi, 0x3000
+1:  mov dx, {LSR}; in al, dx; test al, 1; jz 2f
+    mov dx, {COM1}; in al, dx; stosb
+    jmp 1b
+2:  hlt
+"""
+
+
+@pytest.mark.parametrize(
+    "resets", [[7], [3], [1], [1, 7, 0], [1, 7, 0, 1, 7, 0, 7]], ids=lambda resets: str(resets)
+)
+def test_a_fifo_reset_takes_what_is_in_the_fifo(start, vm, resets):
+    """Not what still waits on the wire: a driver resets the FIFO several times before it reads."""
+    uart = Uart()
+    vm.attach(uart, COM1)
+    data = bytes(i % 251 for i in range(500))
+    assert uart.receive(data) == 500
+    # The first byte is in RBR once LSR has been looked at.
+    cpu = start(f"mov dx, {LSR}; in al, dx; " + writes(*((FCR, v) for v in resets)) + DRAIN)
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert vm.memory.read(0x3000, 499) == data[1:]
+    assert uart.backlog == 0
+
+
+def test_a_reset_of_a_full_fifo_takes_sixteen(start, vm):
+    uart = Uart()
+    vm.attach(uart, COM1)
+    data = bytes(i % 251 for i in range(500))
+    uart.receive(data)
+    cpu = start(
+        writes((FCR, 1)) + f"mov dx, {LSR}; in al, dx; " + writes((FCR, 3)) + "hlt;" + DRAIN
+    )
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert uart.backlog == 500 - 16
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert vm.memory.read(0x3000, 484) == data[16:]
+
+
+def test_a_reset_of_an_empty_fifo_leaves_no_data(start, vm):
+    uart = Uart()
+    vm.attach(uart, COM1)
+    uart.receive(b"x" * 16)
+    cpu = start(
+        writes((FCR, 1))
+        + f"mov dx, {LSR}; in al, dx; mov bl, al;"
+        + writes((FCR, 3))
+        + f"mov dx, {LSR}; in al, dx; hlt"
+    )
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert (cpu.regs.rbx & 0xFF, cpu.regs.rax & 0xFF) == (0x61, 0x60)
+
+
+def test_space_after_the_guest_reads(start, vm):
+    """Who waits for room is told once half of it is free."""
     uart = Uart()
     vm.attach(uart, COM1)
     event = os.eventfd(0, os.EFD_NONBLOCK)
     try:
         taken = uart.receive(b"x" * 5000, space_eventfd=event)
         assert 0 < taken < 5000
-        cpu = start(f"mov dx, {COM1 + 2}; mov al, 7; out dx, al; hlt")
-        cpu.expect(kvmpy.Hlt, timeout=5)
+        cpu = start(DRAIN)
+        cpu.expect(kvmpy.Hlt, timeout=60)
         assert uart.backlog == 0
         assert os.eventfd_read(event) == 1
     finally:
         os.close(event)
+
+
+@pytest.mark.parametrize("fifo, kept", [(0, [40]), (1, list(range(1, 17)))])
+def test_loopback(start, vm, fifo, kept):
+    """What comes back is the guest's own alone, in a receiver of the depth that it has: a full FIFO
+    keeps what it holds, RBR alone is overwritten; LSR tells of either."""
+    uart = Uart()
+    vm.attach(uart, COM1)
+    uart.receive(b"host")
+    cpu = start(
+        writes((FCR, fifo), (MCR, 0x10), *((COM1, i) for i in range(1, 41)))
+        + f"mov dx, {LSR}; in al, dx; mov bl, al; in al, dx; mov bh, al;"
+        + DRAIN
+        + writes((MCR, 0))
+        + DRAIN
+    )
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert cpu.regs.rbx & 0xFFFF == 0x6163  # overrun, once
+    assert list(vm.memory.read(0x3000, len(kept) + 1)) == [*kept, 0]
+    assert uart.output == b""
+    assert uart.backlog == 4
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert vm.memory.read(0x3000, 4) == b"host"
+
+
+@pytest.mark.parametrize("wide", ["in ax, dx", "in eax, dx"])
+def test_a_read_past_the_last_register(start, vm, wide):
+    """There is nothing: it must not take a byte from the receiver."""
+    uart = Uart()
+    vm.attach(uart, COM1)
+    uart.receive(b"ab")
+    cpu = start(
+        writes((COM1 + 7, 0x5A)) + f"mov dx, {COM1 + 7}; mov eax, 0; {wide}; mov ebx, eax; hlt"
+    )
+    cpu.expect(kvmpy.Hlt, timeout=60)
+    assert cpu.regs.rbx & 0xFF == 0x5A
+    assert cpu.regs.rbx >> 8 in (0xFF, 0xFFFFFF)
+    assert uart.backlog == 2
+    assert uart.output == b""
 
 
 PIC = """

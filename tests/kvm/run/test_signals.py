@@ -365,3 +365,125 @@ def test_faults_in_python_are_not_hidden(script):
     """)
     child.expect("True")
     child.end()
+
+
+BLOCK_ALL = "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())"
+
+
+def test_budgets_kicks_pauses_and_close_with_all_signals_blocked(script):
+    """As daemons do in their threads."""
+    child = script(f"""
+        vm = kvmpy.VM(memory="2M")
+        cpu = spinning(vm)
+        done = []
+        ready = threading.Event()
+        def main():
+            {BLOCK_ALL}
+            say(cpu.run(timeout=0.2))
+            ready.set()
+            for _ in range(3):
+                done.append(cpu.run())
+            try:
+                cpu.run()
+            except kvmpy.ClosedError:
+                say("closed")
+        thread = threading.Thread(target=main, daemon=True)
+        thread.start()
+        ready.wait()
+        def running():
+            while cpu.thread_id is None:
+                time.sleep(0.001)
+            time.sleep(0.1)
+        for round in range(3):
+            running()
+            assert cpu.pause() is True
+            cpu.resume()
+            cpu.kick()
+            while len(done) == round:
+                time.sleep(0.001)
+        say(*done)
+        running()
+        vm.close()
+        thread.join()
+    """)
+    child.expect("Timeout()")
+    child.expect("Kicked(signal=0) Kicked(signal=0) Kicked(signal=0)")
+    child.expect("closed")
+    child.end()
+
+
+def test_a_budget_with_signals_blocked_in_the_main_thread_and_by_the_parent(script):
+    """A mask is inherited over exec."""
+    child = script(f"""
+        {BLOCK_ALL}
+        if "inherited" not in sys.argv:
+            body = open("/proc/self/cmdline").read().split("\\0")[2]
+            os.execv(sys.executable, [sys.executable, "-c", body, "inherited"])
+        with kvmpy.VM(memory="2M") as vm:
+            say(spinning(vm).run(timeout=0.2))
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            say({{signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}} <= blocked)
+    """)
+    child.expect("Timeout()")
+    child.expect("True")  # those that are not ours are left as they were
+    child.end()
+
+
+@pytest.mark.parametrize("handler", ["signal.signal(signal.SIGUSR1, note)", ""])
+def test_a_handler_that_chains_to_ours(script, handler):
+    """faulthandler's does: each handler in the chain is called once, in its turn."""
+    child = script(f"""
+        import faulthandler
+        notes = []
+        def note(*_):
+            notes.append(1)
+        signal.signal(signal.SIGUSR1, note)
+        {handler}
+        stacks = open("/dev/null", "w")
+        def hit():
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            before = len(notes)
+            cpu.run(timeout=0.6)
+            say(len(notes) - before)
+        with kvmpy.VM(memory="2M") as vm:
+            cpu = spinning(vm)
+            hit()
+            for _ in range(3):
+                faulthandler.register(signal.SIGUSR1, file=stacks, chain=True)
+                hit()
+                hit()
+                faulthandler.unregister(signal.SIGUSR1)
+                hit()
+            signal.signal(signal.SIGUSR1, note)
+            hit()
+            faulthandler.register(signal.SIGUSR1, file=stacks)  # this one does not chain
+            hit()
+            faulthandler.unregister(signal.SIGUSR1)
+            hit()
+    """)
+    for hits in [1] * 11 + [0, 1]:
+        child.expect(str(hits))
+    child.end()
+
+
+def test_more_handlers_than_are_kept_track_of(script):
+    """Each other function in turn: those beyond our room stay as they are, and work."""
+    child = script("""
+        import ctypes
+        libc = ctypes.CDLL(None)
+        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+        seen = []
+        made = [handler(lambda _, number=number: seen.append(number)) for number in range(12)]
+        libc.signal.restype = ctypes.c_void_p
+        with kvmpy.VM(memory="2M") as vm:
+            cpu = spinning(vm)
+            for each in made:
+                libc.signal(int(signal.SIGUSR1), each)
+                cpu.run(timeout=0.01)
+                time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGUSR1)
+                cpu.run(timeout=0.01)
+        say(seen == list(range(12)))
+    """)
+    child.expect("True")
+    child.end()

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 
 import pytest
 import virtio_driver as v
@@ -89,6 +90,27 @@ def test_send(pair, cuts, request):
         assert wire.recv(1 << 17) == header() + data
     assert card.device.statistics.bytes_out == 14 + 60 + 1514 + 65553
     assert card.device.statistics.errors == 0
+
+
+@pytest.mark.parametrize("pieces", [1022, 1023, 1024])
+@pytest.mark.parametrize("size", [3000, 65553])
+def test_send_as_many_pieces_as_a_chain_can_have(both, pieces, size):
+    """With the header in the first of them there is one more than the kernel takes."""
+    wire, card = both
+    data = frame(size, 7)
+    whole = header() + data
+    edges = [0, HEADER + 1, *range(HEADER + 2, HEADER + pieces), len(whole)]
+    buffers = []
+    for start, end in pairwise(edges):
+        gpa = TX_DATA + 2 * start  # with gaps: neighbours could become one
+        card.memory.write(gpa, whole[start:end])
+        buffers.append((gpa, end - start, 0))
+    assert len(buffers) == pieces
+    sent = card.tx.add_indirect(TX_DATA + 0x4_0000, *buffers)
+    card.suppress(TX)
+    assert card.complete(queue=TX) == [(sent, 0)]
+    assert wire.recv(1 << 17) == whole
+    assert errors(card) == 0
 
 
 @pytest.mark.parametrize("bad", [b"", frame(13), frame(65554)])
@@ -216,15 +238,19 @@ def test_too_long_a_frame_is_dropped(pair, request):
     assert errors(card) == 1
 
 
-@pytest.mark.parametrize("size", [1, 11, 12, 25])
-def test_runt_is_dropped(both, size):
-    wire, card = both
-    card.offer(2000)
-    card.notify(RX)
-    wire.send(bytes(size))
-    wire.send(header() + frame(64, 3))
-    assert card.next_frame()[1][14] == 3
-    assert errors(card) == 1
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
+@pytest.mark.parametrize("size", [0, 1, 11, 12, 25])
+def test_runt_is_dropped(kind, size):
+    """A message without bytes is one, and not the end of the socket."""
+    with cards(kind) as (wire, card):
+        card.offer(2000)
+        card.notify(RX)
+        for _ in range(3):
+            wire.send(bytes(size))
+        wire.send(header() + frame(64, 3))
+        assert card.next_frame()[1][14] == 3
+        assert errors(card) == 3
+        assert card.config(6, 2) == 1
 
 
 def watched():
