@@ -7,8 +7,10 @@ import weakref
 from typing import TYPE_CHECKING, Literal
 
 from . import ioctls
+from .arguments import integer
 from .cpuid.cpuid import Cpuid
 from .device import VmDevices
+from .errors import ClosedError
 from .interrupts.eventfds import VmEvents
 from .kvm import KVM
 from .memory.dirty import VmDirty
@@ -70,7 +72,10 @@ class VM(
         if irqchip not in (True, False, "kernel", "split") or (irqchip == "split" and pit):
             raise ValueError(f"irqchip={irqchip!r}, pit={pit!r}: the irqchip is True, False, "
                              "'kernel' or 'split', and a split one has no PIT")  # fmt: skip
+        if isinstance(memory, GuestMemory) and memory.closed:
+            raise ClosedError("the guest memory is closed")
         self._owns_memory = not isinstance(memory, GuestMemory)
+        self._next_id = 0
         self._vcpus: list[weakref.ref[VCPU]] = []
         self.memory = memory if isinstance(memory, GuestMemory) else GuestMemory()
         self.slots = Slots(self, self.memory)
@@ -109,7 +114,7 @@ class VM(
         for region in self.memory.regions:
             self.slots.add(region)
         self.memory._adopters.append(self.slots)
-        if isinstance(memory, (int, str)):
+        if memory is not None and not isinstance(memory, GuestMemory):
             self.memory.add_ram(memory, backing=backing)
 
     # -- memory
@@ -128,7 +133,7 @@ class VM(
     def vcpu(
         self, id: int | None = None, *, pin: Pin | None = None, cpuid: Cpuid | str | None = "host"
     ) -> VCPU:
-        """KVM_CREATE_VCPU. ``id`` is its APIC id, by default the next one.
+        """KVM_CREATE_VCPU. ``id`` is its APIC id, by default the one after the highest so far.
 
         ``pin``: the pCPUs that a thread is bound to when it runs this vCPU, as for
         :attr:`VCPU.pin`: ``3``, ``{0, 1}``, ``range(2)``, ``"0-1"``. Raises PinError if this
@@ -139,7 +144,7 @@ class VM(
         >>> vm.vcpu().id, vm.vcpu(id=5).id
         (0, 5)
         """
-        vcpu_id = len(self._vcpus) if id is None else id
+        vcpu_id = self._next_id if id is None else integer(id, "id")
         if pin is not None:
             from .host.topology import check_pins
 
@@ -154,6 +159,7 @@ class VM(
         # CPUID before MSRs: since 6.13 MSRs that depend on it read as zero until it is set.
         if cpuid is not None:
             vcpu.set_cpuid(cpuid)
+        self._next_id = max(self._next_id, vcpu_id + 1)
         self._vcpus.append(weakref.ref(vcpu))
         return vcpu
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from ..arguments import deadline, encoded, left, seconds
 from ..errors import ClosedError, ConsoleError, ExpectEof, ExpectTimeout, UnsupportedError
 from ..fd import Owner
 from .output import KEEP_BYTES, TAIL_BYTES, Match, Output, printable
@@ -136,7 +137,11 @@ class ScriptConsole(Owner):
     # -- output
 
     def expect(
-        self, pattern: Pattern | Sequence[Pattern], *, timeout: float = 30.0, exact: bool = False
+        self,
+        pattern: Pattern | Sequence[Pattern],
+        *,
+        timeout: float | None = 30.0,
+        exact: bool = False,
     ) -> Match:
         """Wait until the output after the previous match holds ``pattern``, or one of several.
 
@@ -156,27 +161,27 @@ class ScriptConsole(Owner):
         >>> os.close(writer)
         """
         patterns = [pattern] if isinstance(pattern, (bytes, str, re.Pattern)) else list(pattern)
-        deadline = time.monotonic() + timeout
-        with self._alone(deadline), self._changed:
+        limit, until = seconds(timeout), deadline(timeout)
+        with self._alone(until), self._changed:
             search = Search(patterns, at=self._position, exact=exact)
             what = " or ".join(map(repr, search.sources))
             while True:
                 found = search.look(self._output.kept, self._output.base)
                 seen = self._output.end
-                if not found and not self._more_than(seen, deadline, search.growing):
+                if not found and not self._more_than(seen, until, search.growing):
                     found = search.look(self._output.kept, self._output.base, quiet=True)
                     if not found:
-                        self._give_up(what, timeout, deadline, search.sources)
+                        self._give_up(what, limit, until, search.sources)
                 if found:
                     return self._matched(found)
 
-    def _more_than(self, seen: int, deadline: float, growing: bool) -> bool:
+    def _more_than(self, seen: int, until: float, growing: bool) -> bool:
         """Wait for output beyond position ``seen``; False when it has not come in time."""
-        left = max(deadline - time.monotonic(), 0)
         self._changed.wait_for(
-            lambda: self._output.end > seen or self._at_end, min(left, QUIET) if growing else left
+            lambda: self._output.end > seen or self._at_end,
+            left(min(until, time.monotonic() + QUIET) if growing else until),
         )
-        return self._output.end > seen and time.monotonic() < deadline
+        return self._output.end > seen and time.monotonic() < until
 
     def _matched(self, found: Found) -> Match:
         before = self._output.between(self._position, found.start)
@@ -188,10 +193,10 @@ class ScriptConsole(Owner):
         return self._last
 
     def _give_up(
-        self, what: str, timeout: float, deadline: float, sources: Sequence[bytes] = ()
+        self, what: str, limit: float, until: float, sources: Sequence[bytes] = ()
     ) -> None:
         """Raises, if there is nothing left to wait for."""
-        if not self._at_end and time.monotonic() < deadline:
+        if not self._at_end and time.monotonic() < until:
             return
         unseen = self._output.end - max(self._position, self._output.base)
         note = f"; {unseen} bytes came since the last match"
@@ -200,7 +205,7 @@ class ScriptConsole(Owner):
             note += f"; {special[0]!r} appears as plain text: did you mean exact=True?"
         if self._at_end:
             raise self._error(ExpectEof, f"{self._ending()} before {what} appeared{note}")
-        raise self._error(ExpectTimeout, f"no {what} within {timeout:g} s{note}")
+        raise self._error(ExpectTimeout, f"no {what} within {limit:g} s{note}")
 
     def _ending(self) -> str:
         if self._closed:
@@ -313,7 +318,7 @@ class ScriptConsole(Owner):
 
     # -- input
 
-    def send(self, data: bytes | str, *, timeout: float = 30.0) -> None:
+    def send(self, data: bytes | str, *, timeout: float | None = 30.0) -> None:
         """Send input. Returns at once, unless the guest has left 1 MiB unread: then it waits, up to
         ``timeout`` seconds. The guest gets it in order and at its own pace, nothing is lost.
 
@@ -331,27 +336,26 @@ class ScriptConsole(Owner):
         """
         if self._receiver is None:
             raise UnsupportedError("this console takes no input")
-        data = data.encode() if isinstance(data, str) else bytes(data)
-        deadline = time.monotonic() + timeout
-        with self._alone(deadline):
+        data, limit, until = encoded(data), seconds(timeout), deadline(timeout)
+        with self._alone(until):
             while data:
-                data = self._enqueue(data, timeout, deadline)
+                data = self._enqueue(data, limit, until)
 
-    def _enqueue(self, data: bytes, timeout: float, deadline: float) -> bytes:
+    def _enqueue(self, data: bytes, limit: float, until: float) -> bytes:
         """Gives what there was no room for."""
         with self._changed:
             self._changed.wait_for(
                 lambda: len(self._queue) < QUEUE_BYTES or self._at_end,
-                max(deadline - time.monotonic(), 0),
+                left(until),
             )
             room = QUEUE_BYTES - len(self._queue)
             if self._at_end or room <= 0:
-                self._give_up(f"room for {len(data)} bytes of input", timeout, deadline)
+                self._give_up(f"room for {len(data)} bytes of input", limit, until)
             self._queue += data[:room]
             os.eventfd_write(self._wake, 1)
         return data[room:]
 
-    def sendline(self, text: bytes | str = b"", *, timeout: float = 30.0) -> None:
+    def sendline(self, text: bytes | str = b"", *, timeout: float | None = 30.0) -> None:
         """:meth:`send` of ``text`` and a newline.
 
         >>> echo = kvmpy.asm(
@@ -363,11 +367,9 @@ class ScriptConsole(Owner):
         ...     m.console.expect("root\\n", timeout=60).after
         b'root\\n'
         """
-        self.send(
-            (text.encode() if isinstance(text, str) else bytes(text)) + b"\n", timeout=timeout
-        )
+        self.send(encoded(text) + b"\n", timeout=timeout)
 
-    def run(self, command: str, timeout: float = 60.0) -> CommandResult:
+    def run(self, command: str, timeout: float | None = 60.0) -> CommandResult:
         """Run ``command`` in the guest's shell, which waits for input or soon will.
 
         Gives its output (standard output and error as the terminal shows them, newlines as ``\\n``)
@@ -387,12 +389,12 @@ class ScriptConsole(Owner):
         """
         from .shell import run
 
-        with self._alone(time.monotonic() + timeout):
+        with self._alone(deadline(timeout)):
             return run(self, command, timeout)
 
     # -- life
 
-    def drain(self, timeout: float = 5.0) -> bool:
+    def drain(self, timeout: float | None = 5.0) -> bool:
         """Wait until all output of a guest that has ended is here; False if it is not in time.
 
         >>> import os
@@ -401,13 +403,14 @@ class ScriptConsole(Owner):
         >>> with kvmpy.machine.ScriptConsole(reader) as console: console.drain()
         True
         """
+        until = deadline(timeout)
         with self._changed:
-            return self._changed.wait_for(lambda: self._at_end, timeout)
+            return self._changed.wait_for(lambda: self._at_end, left(until))
 
     @contextmanager
-    def _alone(self, deadline: float) -> Iterator[None]:
-        left = max(deadline - time.monotonic(), 0)
-        if not self._turn.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
+    def _alone(self, until: float) -> Iterator[None]:
+        wait = left(until)
+        if not self._turn.acquire(timeout=-1 if wait is None else wait):
             raise self._error(ExpectTimeout, "another script held the console all the time")
         try:
             if self._closed:

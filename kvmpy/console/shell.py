@@ -9,10 +9,10 @@ command travels quoted, through ``eval``: what is wrong with its syntax is its o
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from ..arguments import deadline, left
 from ..values import dataclass
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ class Conversation(Protocol):
     def dropped(self) -> int: ...
     @property
     def position(self) -> int: ...
-    def expect(self, pattern: Pattern, *, timeout: float, exact: bool = False) -> Match: ...
+    def expect(self, pattern: Pattern, *, timeout: float | None, exact: bool = False) -> Match: ...
     def sendline(self, text: str) -> None: ...
 
 
-def run(console: Conversation, command: str, timeout: float) -> CommandResult:
+def run(console: Conversation, command: str, timeout: float | None) -> CommandResult:
     """Run ``command``. The shell need not have shown its prompt yet.
 
     Output that is not UTF-8 comes as ``\\xNN``. A command that reads standard input reads the
@@ -73,14 +73,11 @@ def run(console: Conversation, command: str, timeout: float) -> CommandResult:
     raw = command.encode()
     if b"\0" in raw:
         raise ValueError("a NUL byte cannot be part of a command")
-    deadline = time.monotonic() + timeout
+    until = deadline(timeout)
     token = os.urandom(4).hex()
 
-    def left() -> float:
-        return max(deadline - time.monotonic(), 0)
-
     def mark(name: str) -> bytes:
-        console.expect(f"<{_MARK}-{token}-{name}", timeout=left(), exact=True)
+        console.expect(f"<{_MARK}-{token}-{name}", timeout=left(until), exact=True)
         return console.before
 
     argument = _quoted(command)
@@ -95,10 +92,10 @@ def run(console: Conversation, command: str, timeout: float) -> CommandResult:
         f" {_print(token, 'begin')}; command eval {argument}; {_print(token, 'end', '$?')}"
     )
     mark("begin>")
-    console.expect(r"\n", timeout=left())
+    console.expect(r"\n", timeout=left(until))
     begin = console.position
     output = mark("end ").removesuffix(b"\n").removesuffix(b"\r")
-    status = console.expect(rb"(\d+)>\r?\n", timeout=left())
+    status = console.expect(rb"(\d+)>\r?\n", timeout=left(until))
     text = output.replace(b"\r\n", b"\n").decode("utf-8", "backslashreplace")
     return CommandResult(command, text, int(status[1] or 0), console.dropped <= begin)
 

@@ -7,12 +7,11 @@ hands the guest's own #BP and #DB to user space too: they are given back.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import ioctls
+from ..arguments import deadline, left
 from ..errors import GuestMemoryError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
@@ -115,15 +114,13 @@ class _Budget:
     """What is left of a run's time and exits, over several KVM runs."""
 
     def __init__(self, timeout: float | None, max_exits: int | None = None):
-        if timeout is not None and not (timeout >= 0 and math.isfinite(timeout)):
-            raise ValueError(f"timeout {timeout!r} is not a number of seconds >= 0")
-        self._end = None if timeout is None else time.monotonic() + timeout
+        self._end = deadline(timeout)
         self.exits = max_exits
 
     @property
     def seconds(self) -> float | None:
         """Left; None for no limit."""
-        return None if self._end is None else max(self._end - time.monotonic(), 0.0)
+        return left(self._end)
 
 
 class _Debugger:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
+from ..arguments import deadline, left
 from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
 from ..console.terminal import Console
@@ -202,14 +203,15 @@ class Machine(Owner):
         >>> with kvmpy.Machine(end, format="flat", memory="2M") as m: m.run(timeout=60).status
         3
         """
+        until = deadline(timeout)
         self._publish()
         start = self._started_at = time.monotonic()
         console = None if stdin is None else Console(terminal or self.serial, stdin, self._kick)
         try:
             if console:
                 console.start()
-            vcpu, exit = self._run_all(start, timeout, max_exits)
-            self._flush(None if timeout is None else max(start + timeout, time.monotonic() + 1))
+            vcpu, exit = self._run_all(until, max_exits)
+            self._flush(max(until, time.monotonic() + 1))
         finally:
             if console:
                 console.close()
@@ -220,13 +222,11 @@ class Machine(Owner):
         for cpu in self.cpus:
             cpu.kick()
 
-    def _run_all(
-        self, start: float, timeout: float | None, max_exits: int | None
-    ) -> tuple[VCPU, Exit]:
+    def _run_all(self, until: float, max_exits: int | None) -> tuple[VCPU, Exit]:
         """One vCPU runs in this thread, several have one each; what ended the first to end."""
         if len(self.cpus) == 1:
-            return self.cpu, self._run(self.cpu, start, timeout, max_exits)
-        threads = VcpuThreads(self.cpus, lambda vcpu: self._run(vcpu, start, timeout, max_exits))
+            return self.cpu, self._run(self.cpu, until, max_exits)
+        threads = VcpuThreads(self.cpus, lambda vcpu: self._run(vcpu, until, max_exits))
         threads.start()
         try:
             ending = threads.wait()
@@ -287,12 +287,13 @@ class Machine(Owner):
         ...     m.console.expect("A", timeout=60).after, m.wait(60).text
         (b'A', 'the guest halted')
         """
+        until = deadline(timeout)
         if self._output is None:
             _ = self.console
         self._started_at = time.monotonic()
 
         def body(vcpu: VCPU) -> Exit:
-            return self._run(vcpu, self._started_at, timeout, max_exits)
+            return self._run(vcpu, until, max_exits)
 
         threads = VcpuThreads(self.cpus, body, on_end=self._on_end)
         with self._life:
@@ -337,8 +338,6 @@ class Machine(Owner):
         """
         if self._threads is None:
             raise RuntimeError("this machine was not started")
-        if self._threads.is_own_thread():
-            raise RuntimeError("wait() in a handler of the machine's own waits for itself: stop()")
         try:
             self._threads.wait(timeout)
         except StillRunningError as error:
@@ -351,7 +350,7 @@ class Machine(Owner):
         assert self._outcome is not None
         return self._outcome
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float | None = 5.0) -> None:
         """End the guest, from any thread; one that has ended stays as it is. Its registers and
         memory can be read afterwards. From a handler, on the vCPU's own thread, it takes effect
         when the handler returns.
@@ -371,7 +370,7 @@ class Machine(Owner):
             f"a handler has held a vCPU for {timeout:g} s: it cannot be stopped"
         )
 
-    def pause(self, timeout: float = 5.0) -> bool:
+    def pause(self, timeout: float | None = 5.0) -> bool:
         """Have all vCPUs out of the guest until :meth:`resume`, as :meth:`VCPU.pause`. The guest's
         clocks go on, and what its devices do by themselves does.
 
@@ -402,18 +401,17 @@ class Machine(Owner):
         """
         return self._threads is not None and self._threads.running
 
-    def _flush(self, deadline: float | None) -> None:
+    def _flush(self, until: float) -> None:
         """The last output, to a reader that may be slow: until it has taken all, or the time of the
         run, or a second, is up. Raises OSError when the reader is gone."""
         for sink in (self.serial.sink, self.debug_console.sink):
-            while sink.flush() and (deadline is None or time.monotonic() < deadline):
+            while sink.flush() and time.monotonic() < until:
                 pass  # flush() itself waits for the reader
 
-    def _run(self, cpu: VCPU, start: float, timeout: float | None, max_exits: int | None) -> Exit:
+    def _run(self, cpu: VCPU, until: float, max_exits: int | None) -> Exit:
         budget = max_exits
         while True:
-            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - start))
-            exit = cpu.run(left, budget)
+            exit = cpu.run(left(until), budget)
             if not self._absent(exit):
                 return exit
             if budget is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ..arguments import deadline, left, seconds
 from ..errors import ClosedError, StillRunningError
 from ..fd import Owner
 from ..run.thread import _take_back, arrive, pause_all, resume_all
@@ -74,7 +75,7 @@ class VcpuThreads(Owner, Generic[T]):
             for vcpu in self._vcpus
         ]
 
-    def start(self, *, together: bool = False, timeout: float = 10.0) -> None:
+    def start(self, *, together: bool = False, timeout: float | None = 10.0) -> None:
         """Start all threads. ``together``: the guests begin within microseconds of each other, once
         every ``body`` has come to run its vCPU, or raised; StillRunningError if that takes longer
         than ``timeout`` seconds.
@@ -269,7 +270,7 @@ class VcpuThreads(Owner, Generic[T]):
             raise ValueError(f"{vcpu!r} is not one of these threads' vCPUs")
         return [vcpu]
 
-    def pause(self, vcpu: VCPU | None = None, *, timeout: float = 5.0) -> bool:
+    def pause(self, vcpu: VCPU | None = None, *, timeout: float | None = 5.0) -> bool:
         """Have one vCPU, or all, out of the guest until :meth:`resume`: :meth:`VCPU.pause`. True
         once they are. False on one of their own threads, in a handler: that one is when the handler
         returns.
@@ -307,7 +308,7 @@ class VcpuThreads(Owner, Generic[T]):
         """
         return threading.current_thread() in self._threads
 
-    def stop(self, timeout: float = 5.0, *, vcpu: VCPU | None = None) -> bool:
+    def stop(self, timeout: float | None = 5.0, *, vcpu: VCPU | None = None) -> bool:
         """Kick all vCPUs and wait for their threads, ``timeout`` seconds at most. True once all are
         through. With ``vcpu`` that one ends, and the others go on.
 
@@ -321,6 +322,7 @@ class VcpuThreads(Owner, Generic[T]):
         >>> threads.stop()
         True
         """
+        until = deadline(timeout)
         chosen = self._chosen(vcpu)
         if vcpu is not None:
             with self._lock:
@@ -329,10 +331,9 @@ class VcpuThreads(Owner, Generic[T]):
         if self.is_own_thread():
             return False
         threads = [self._threads[self._vcpus.index(each)] for each in chosen]
-        deadline = time.monotonic() + timeout
         for thread in threads:
             if thread.ident is not None:
-                thread.join(max(deadline - time.monotonic(), 0))
+                thread.join(left(until))
         return not any(thread.is_alive() for thread in threads)
 
     def wait(self, timeout: float | None = None) -> Ending[T]:
@@ -350,8 +351,11 @@ class VcpuThreads(Owner, Generic[T]):
         """
         if not self._started:
             raise RuntimeError("these vCPU threads were not started")
-        if not self._done.wait(timeout):
-            raise StillRunningError(f"the guest has not ended within {timeout:g} s")
+        limit = seconds(timeout)
+        if self.is_own_thread():
+            raise RuntimeError("wait() in a handler waits for itself: stop(), and return")
+        if not self._done.wait(left(time.monotonic() + limit)):
+            raise StillRunningError(f"the guest has not ended within {limit:g} s")
         ending = self._first
         assert ending is not None
         if ending.error is not None:

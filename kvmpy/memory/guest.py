@@ -7,6 +7,7 @@ region as a memory slot (KVM API, "4.35 KVM_SET_USER_MEMORY_REGION").
 from __future__ import annotations
 
 import mmap
+import operator
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -45,10 +46,13 @@ def parse_size(size: int | str) -> int:
         if not match:
             raise ValueError(f"{size!r} is not a size: give bytes or a number with K, M, G or T")
         value = int(match[1]) * _UNITS[match[2]]
-    elif isinstance(size, int):
-        value = size
     else:
-        raise ValueError(f"{size!r} is not a size: give bytes or a number with K, M, G or T")
+        try:
+            value = operator.index(size)
+        except TypeError:
+            raise ValueError(
+                f"{size!r} is not a size: give bytes or a number with K, M, G or T"
+            ) from None
     if value <= 0 or value % PAGE_SIZE:
         raise ValueError(f"memory size {size!r} is not a positive multiple of {PAGE_SIZE} bytes")
     return value

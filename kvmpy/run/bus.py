@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from ..arguments import check_handler, integer
 from ..errors import KvmpyError
 from ..fd import Owner
 from ..shim import ffi, lib
 
 #: ``handler(address, size, value)``: value is None for a read, whose answer it returns.
 AccessHandler = Callable[[int, int, int | None], int | None]
+_T = TypeVar("_T")
 _H = TypeVar("_H", bound=AccessHandler)
 _B = TypeVar("_B", bound="Callable[[WriteBatch], None]")
 
@@ -115,7 +119,21 @@ def _bounds(ports: int | range) -> tuple[int, int]:
         if ports.step != 1 or not ports:
             raise ClaimError(f"{ports!r} is not a contiguous range")
         return ports.start, len(ports)
-    return ports, 1
+    if callable(ports):
+        raise TypeError("which ports? Not @vm.on_io, but @vm.on_io(0x10)")
+    return integer(ports, "ports"), 1
+
+
+@contextmanager
+def _listed(those: list[_T], one: _T) -> Iterator[int]:
+    """``one`` at the end of the list, and its number, before the table has it: a vCPU may ask at
+    once. Not if what comes then fails."""
+    those.append(one)
+    try:
+        yield len(those) - 1
+    except BaseException:
+        those.pop()
+        raise
 
 
 class Bus(Owner):
@@ -126,6 +144,8 @@ class Bus(Owner):
         if bus == ffi.NULL:
             raise MemoryError("no memory for a bus")
         self._bus = ffi.gc(bus, lib.shim_bus_free)
+        #: Numbers in the table are places in these lists: one claim at a time.
+        self._claiming = threading.Lock()
         self.handlers: list[AccessHandler] = []
         self.batch_handlers: list[Callable[[WriteBatch], None]] = []
         self.msr_handlers: list[Callable[..., Any]] = []
@@ -135,6 +155,7 @@ class Bus(Owner):
     def _claim(
         self, mmio: bool, first: int, length: int, owner: int, handler: int = 0, target: Any = None
     ) -> None:
+        first, length = integer(first, "first"), integer(length, "length")
         end = 1 << 64 if mmio else 1 << 16
         if first < 0 or not 1 <= length < 1 << 64 or first + length > end:
             kind = "MMIO range" if mmio else "port range"
@@ -156,16 +177,17 @@ class Bus(Owner):
 
         >>> vm.bus.handle(0x10, 1, lambda port, size, value: 42)
         """
-        self._claim(mmio, first, length, lib.SHIM_OWNER_PYTHON, len(self.handlers))
-        self.handlers.append(handler)
+        check_handler(handler)
+        with self._claiming, _listed(self.handlers, handler) as number:
+            self._claim(mmio, first, length, lib.SHIM_OWNER_PYTHON, number)
 
     def attach(self, device: BusDevice, first: int, *, mmio: bool = False) -> None:
         """Have a C device answer ``device.length`` ports (bytes, with ``mmio``) from ``first``.
 
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
         """
-        self._claim(mmio, first, device.length, lib.SHIM_OWNER_DEVICE, 0, device._device)
-        self._kept.append(device)
+        with self._claiming, _listed(self._kept, device):
+            self._claim(mmio, first, device.length, lib.SHIM_OWNER_DEVICE, 0, device._device)
 
     def count(self, first: int, length: int, *, mmio: bool = False) -> Counter:
         """Count accesses, and do nothing else.
@@ -174,8 +196,8 @@ class Bus(Owner):
         <Counter 0 reads, 0 writes>
         """
         counter = Counter()
-        self._claim(mmio, first, length, lib.SHIM_OWNER_COUNTER, 0, counter._counter)
-        self._kept.append(counter)
+        with self._claiming, _listed(self._kept, counter):
+            self._claim(mmio, first, length, lib.SHIM_OWNER_COUNTER, 0, counter._counter)
         return counter
 
     def defer(
@@ -190,8 +212,9 @@ class Bus(Owner):
 
         >>> vm.bus.defer(0x10, 1, lambda batch: print(len(batch)))
         """
-        self._claim(mmio, first, length, lib.SHIM_OWNER_RING, len(self.batch_handlers))
-        self.batch_handlers.append(handler)
+        check_handler(handler)
+        with self._claiming, _listed(self.batch_handlers, handler) as number:
+            self._claim(mmio, first, length, lib.SHIM_OWNER_RING, number)
 
     def release(self, first: int, *, mmio: bool = False) -> None:
         """Take back the claim that starts at ``first``.
@@ -212,18 +235,18 @@ class Bus(Owner):
 
         >>> vm.bus.handle_msr(0x10, 1, lambda index, value: 0, is_write=False)
         """
+        check_handler(handler)
         space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
-        self.msr_handlers.append(handler)  # first: a vCPU may ask at once
-        error = lib.shim_bus_claim(
-            self._bus, space, first, count, lib.SHIM_OWNER_PYTHON, len(self.msr_handlers) - 1,
-            ffi.NULL,
-        )  # fmt: skip
-        if error == -errno.EEXIST:
-            raise ClaimError(f"MSRs {first:#x}..{first + count - 1:#x}: some have a handler")
-        if error == -errno.EINVAL:
-            raise ClaimError(f"MSRs {first:#x}+{count:#x} are not in 0..2**32-1")
-        if error:
-            raise OSError(-error, os.strerror(-error))
+        with self._claiming, _listed(self.msr_handlers, handler) as number:
+            error = lib.shim_bus_claim(
+                self._bus, space, first, count, lib.SHIM_OWNER_PYTHON, number, ffi.NULL
+            )
+            if error == -errno.EEXIST:
+                raise ClaimError(f"MSRs {first:#x}..{first + count - 1:#x}: some have a handler")
+            if error == -errno.EINVAL:
+                raise ClaimError(f"MSRs {first:#x}+{count:#x} are not in 0..2**32-1")
+            if error:
+                raise OSError(-error, os.strerror(-error))
 
     def release_msr(self, first: int, *, is_write: bool) -> None:
         """Take back the claim of reads, or writes, that starts at MSR ``first``.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..vm_fd import VmFd
-from .bus import _B, _H, BusDevice, Counter, _bounds
+from ..arguments import integer
+from ..memory.regions import VmMemory
+from .bus import _B, _H, BusDevice, ClaimError, Counter, _bounds
 
 
-class VmClaims(VmFd):
+class VmClaims(VmMemory):
     """Claims on ports and guest physical addresses."""
 
     def on_io(self, ports: int | range) -> Callable[[_H], _H]:
@@ -39,7 +40,7 @@ class VmClaims(VmFd):
 
     def on_mmio(self, gpa: int, size: int) -> Callable[[_H], _H]:
         """Decorator: ``handler(gpa, size, value)`` answers the ``size`` bytes at ``gpa``, which
-        no memory may back. Accesses are 1 to 8 bytes.
+        no memory may back; of read-only memory it gets the writes. Accesses are 1 to 8 bytes.
 
         >>> @vm.on_mmio(0xd000_0000, 4)
         ... def register(gpa, size, value):
@@ -49,6 +50,14 @@ class VmClaims(VmFd):
         >>> cpu.run(timeout=5), hex(cpu.regs.rax)
         (Hlt(), '0x74726976')
         """
+
+        gpa, size = integer(gpa, "gpa"), integer(size, "size")
+        for slot in self.slots.values():
+            if not slot.read_only and slot.gpa < gpa + size and gpa < slot.gpa + slot.size:
+                raise ClaimError(
+                    f"guest memory backs {gpa:#x}..{gpa + size - 1:#x}: {slot!r}. What the guest "
+                    "reads and writes there never comes to a handler"
+                )
 
         def register(handler: _H) -> _H:
             self.bus.handle(gpa, size, handler, mmio=True)

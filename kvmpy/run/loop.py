@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from .. import ioctls
+from ..arguments import nanoseconds
 from ..errors import ClosedError, UnexpectedExitError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
@@ -46,7 +46,6 @@ _ROUTING_ERROR: int = lib.SHIM_ROUTING_ERROR
 _PLACE_ERROR: int = lib.SHIM_PLACE_ERROR
 
 _UNLIMITED = (1 << 64) - 1
-_LONGEST = 1 << 62  # ns, 146 years: more, and the deadline would not fit in a clock
 _unpack_report = struct.Struct("=5Q").unpack_from
 #: Deferred writes a vCPU holds before a batch handler is called.
 RING_SIZE = 4096
@@ -54,12 +53,23 @@ RING_SIZE = 4096
 _E = TypeVar("_E", bound=Exit)
 
 
-def _nanoseconds(timeout: float | None) -> int:
-    if timeout is None:
-        return -1
-    if not (timeout >= 0 and math.isfinite(timeout)):
-        raise ValueError(f"timeout {timeout!r} is not a number of seconds >= 0")
-    return int(min(timeout * 1e9, _LONGEST))
+def _call_all(
+    handlers: Sequence[Callable[[WriteBatch], None]], parts: Sequence[memoryview]
+) -> None:
+    """Each gets its writes, whatever another raises: the last exception has those before it as its
+    context."""
+    error: BaseException | None = None
+    for handler, part in zip(handlers, parts, strict=True):
+        if not part:
+            continue
+        try:
+            handler(WriteBatch(part))
+        except BaseException as raised:
+            if raised.__context__ is None:
+                raised.__context__ = error
+            error = raised
+    if error is not None:
+        raise error
 
 
 def _exit_budget(max_exits: int | None) -> int:
@@ -73,12 +83,15 @@ def _exit_budget(max_exits: int | None) -> int:
 class VcpuRun(VcpuAnswers, VcpuThread):
     """Runs of a vCPU."""
 
+    #: The exit of a run that a batch handler's exception ended in its place.
+    _unreported: Exit | None = None
+
     def run(self, timeout: float | None = None, max_exits: int | None = None) -> Exit:
         """Run until an exit that nobody has claimed, and return it as a value.
 
-        ``timeout`` in seconds and ``max_exits`` in exits are budgets: the run ends with Timeout or
-        ExitLimit, and the next one goes on from there. Ports and addresses claimed on the VM are
-        served meanwhile; an exception of a handler comes out unchanged.
+        ``timeout`` in seconds and ``max_exits`` in exits are budgets, None for no limit: the run
+        ends with Timeout or ExitLimit, and the next one goes on from there. Ports and addresses
+        claimed on the VM are served meanwhile; an exception of a handler comes out unchanged.
 
         Raises KvmIoctlError when KVM_RUN itself fails, ClosedError when the vCPU is closed, by
         whomever.
@@ -92,13 +105,16 @@ class VcpuRun(VcpuAnswers, VcpuThread):
         """
         if self._debugger is not None and not self._debugger.inside:
             return self._debugger.run(timeout, max_exits)
+        if self._unreported is not None:
+            exit, self._unreported = self._unreported, None
+            return exit
         regs, sregs = self.regs, self.sregs
-        nanoseconds, budget = _nanoseconds(timeout), _exit_budget(max_exits)
+        time, budget = nanoseconds(timeout), _exit_budget(max_exits)
         handlers = self._bus.handlers
         shim, report = self._shim, self._report
         regs._fresh = sregs._fresh = False  # so that other threads ask, and are refused
         try:
-            stop = _shim_run(shim, nanoseconds, budget)
+            stop = _shim_run(shim, time, budget)
             # After each stop as well: another thread may have looked just before the run.
             regs._fresh = sregs._fresh = False
             while True:  # CPython 3.11 never specializes "while stop < _EXIT" in a single run
@@ -129,10 +145,25 @@ class VcpuRun(VcpuAnswers, VcpuThread):
         if stop == _BUSY:  # refused: the ring, too, belongs to the run under way
             raise ioctls.KVM_RUN.error(self._fd, errno.EBUSY, f"vCPU {self.id}")
         if shim.ring_length:
-            self._drain_ring()
+            return self._drained(stop)
         if stop == _EXIT:
             return self._decode()
         return self._own_stop(stop)
+
+    def _drained(self, stop: int) -> Exit:
+        """What ended the run, once the handlers have had the writes before it. When one of them
+        raises, the next run begins with it."""
+        try:
+            exit = self._decode() if stop == _EXIT else self._own_stop(stop)
+        except BaseException:
+            self._drain_ring()
+            raise
+        try:
+            self._drain_ring()
+        except BaseException:
+            self._unreported = exit
+            raise
+        return exit
 
     @property
     def exits_left(self) -> int:
@@ -230,11 +261,9 @@ class VcpuRun(VcpuAnswers, VcpuThread):
             memoryview(ffi.buffer(ring, length * 32)).cast("B") as raw,
             raw.cast("Q") as words,
         ):
-            handlers = self._bus.batch_handlers
+            handlers = list(self._bus.batch_handlers)  # others may be added at any time
             parts = split_by_handler(words, len(handlers))
-            for handler, part in zip(handlers, parts, strict=True):
-                if part:
-                    handler(WriteBatch(part))
+            _call_all(handlers, parts)
 
     def _drain_sinks(self) -> None:
         for device in self._bus.devices():

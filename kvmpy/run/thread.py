@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import ioctls
+from ..arguments import nanoseconds, seconds
 from ..errors import StillRunningError
 from ..shim import ffi, lib
 from ..vcpu_fd import VcpuFd
@@ -82,7 +83,7 @@ class VcpuThread(VcpuFd):
         """
         return lib.shim_thread(self._shim) or None
 
-    def pause(self, timeout: float = 5.0) -> bool:
+    def pause(self, timeout: float | None = 5.0) -> bool:
         """Have the vCPU out of the guest, and keep it out until :meth:`resume`. True once it is:
         no instruction of the guest runs any longer, and no exit is being handled. Registers and
         memory can be read and written then, from any thread. Its run does not end; one that begins
@@ -120,14 +121,14 @@ class VcpuThread(VcpuFd):
         return bool(lib.shim_pauses(self._shim))
 
 
-def pause_all(vcpus: Sequence[VcpuThread], timeout: float = 5.0) -> bool:
+def pause_all(vcpus: Sequence[VcpuThread], timeout: float | None = 5.0) -> bool:
     """:meth:`VCPU.pause` of several: all are asked first, then waited for, ``timeout`` seconds in
     all. False when the calling thread runs one of them.
 
     >>> kvmpy.run.thread.pause_all([cpu, vm.vcpu()])
     True
     """
-    until = time.monotonic_ns() + int(min(timeout, 1e9) * 1e9)
+    limit, until = seconds(timeout), _until(timeout)
     asked: list[VcpuThread] = []
     try:
         for vcpu in vcpus:
@@ -138,11 +139,16 @@ def pause_all(vcpus: Sequence[VcpuThread], timeout: float = 5.0) -> bool:
         if any(vcpu.thread_id == own for vcpu in vcpus):
             return False
         for vcpu in vcpus:
-            _wait(vcpu, until, timeout)
+            _wait(vcpu, until, limit)
     except BaseException:
         _take_back(asked)
         raise
     return True
+
+
+def _until(timeout: float | None) -> int:
+    """On CLOCK_MONOTONIC, in nanoseconds."""
+    return time.monotonic_ns() + nanoseconds(timeout, 1 << 62)
 
 
 def _wait(vcpu: VcpuThread, until: int, timeout: float, in_a_run: bool = False) -> None:
@@ -159,16 +165,16 @@ def _wait(vcpu: VcpuThread, until: int, timeout: float, in_a_run: bool = False) 
         # else a signal: Python has run its handlers
 
 
-def arrive(vcpus: Sequence[VcpuThread], timeout: float) -> None:
+def arrive(vcpus: Sequence[VcpuThread], timeout: float | None) -> None:
     """After :func:`pause_all`: wait until a thread runs each, to be stopped by the pause.
 
     Raises StillRunningError after ``timeout`` seconds.
 
     >>> kvmpy.run.thread.arrive([], timeout=1)
     """
-    until = time.monotonic_ns() + int(min(timeout, 1e9) * 1e9)
+    limit, until = seconds(timeout), _until(timeout)
     for vcpu in vcpus:
-        _wait(vcpu, until, timeout, in_a_run=True)
+        _wait(vcpu, until, limit, in_a_run=True)
 
 
 def resume_all(vcpus: Sequence[VcpuThread]) -> None:

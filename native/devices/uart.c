@@ -3,7 +3,7 @@
  *
  * The transmitter is instant: THR is always empty, and its bytes go to a sink. What the host sends
  * waits in a queue, on the wire as it were, until the receiver has room: nothing is lost to overrun,
- * and a reset of the FIFO takes no more than is in it. The host is told how much was taken and can
+ * and to a reset of the FIFO no more than it holds. The host is told how much was taken and can
  * be woken when there is room. OUT2 does not gate the interrupt, as it does
  * not in other virtual machines either: small kernels forget it.
  */
@@ -109,6 +109,22 @@ static void arrive(struct shim_uart *uart)
 		uart->head = (uart->head + 1) % QUEUE_SIZE;
 		uart->length--;
 	}
+	tell_of_space(uart);
+}
+
+/* What the receiver holds is lost, and what had come by now on a line that does not wait: no more
+ * than a FIFO full. */
+static void reset_receiver(struct shim_uart *uart)
+{
+	unsigned lost = FIFO_DEPTH - uart->received;
+
+	uart->received = 0;
+	if (uart->mcr & MCR_LOOP)
+		return;
+	if (lost > uart->length)
+		lost = uart->length;
+	uart->head = (uart->head + lost) % QUEUE_SIZE;
+	uart->length -= lost;
 	tell_of_space(uart);
 }
 
@@ -245,7 +261,7 @@ static void set_ier(struct shim_uart *uart, uint8_t value)
 static void set_fcr(struct shim_uart *uart, uint8_t value)
 {
 	if ((value & FCR_CLEAR_RECEIVE) || ((value ^ uart->fcr) & FCR_ENABLE))
-		uart->received = 0;
+		reset_receiver(uart);
 	uart->fcr = value & FCR_ENABLE ? value & 0xc9 : 0;
 }
 

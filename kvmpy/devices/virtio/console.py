@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 
+from ...arguments import nanoseconds
 from ...errors import ClosedError
 from ...shim import lib
 from ..sink import KEEP_BYTES
@@ -75,7 +76,7 @@ class VirtioConsole(VirtioDevice):
             raise ClosedError("this device is closed")
         lib.shim_virtio_console_redirect(self._virtio, *self._target(fd))
 
-    def flush(self, timeout: float = 5.0) -> bool:
+    def flush(self, timeout: float | None = 5.0) -> bool:
         """Wait until what the guest has sent so far is written; False when its reader has not taken
         it within ``timeout`` seconds. Raises OSError for a write that failed since the last
         redirect(): its bytes are lost, and those that follow.
@@ -83,7 +84,7 @@ class VirtioConsole(VirtioDevice):
         >>> kvmpy.devices.virtio.VirtioConsole().flush()
         True
         """
-        code = lib.shim_virtio_console_flush(self._virtio, int(timeout * 1e9))
+        code = lib.shim_virtio_console_flush(self._virtio, nanoseconds(timeout, 1 << 62))
         if code and code != -errno.ETIMEDOUT:
             raise OSError(-code, os.strerror(-code))
         return not code

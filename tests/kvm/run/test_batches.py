@@ -170,3 +170,45 @@ def test_stats(start, vm):
     by_reason = {row.reason: row.handling_ns for row in stats}
     assert 0 < by_reason["IO"] < 60_000_000_000
     assert stats.python_ns == 0  # the run has not been left yet
+
+
+def test_a_handler_that_raises_takes_nothing_from_the_others(start, vm):
+    """They get their writes, and the exit that ended the run is the next run's."""
+    got = []
+
+    @vm.on_io_batch(0x10)
+    def bad(batch):
+        raise RuntimeError("the first")
+
+    @vm.on_io_batch(0x11)
+    def good(batch):
+        got.extend(value for _, _, value, _ in batch)
+
+    @vm.on_io_batch(0x12)
+    def worse(batch):
+        raise LookupError("the last")
+
+    cpu = start("mov al, 5; out 0x10, al; out 0x11, al; out 0x12, al; in al, 0x13; hlt")
+    with pytest.raises(LookupError, match="the last") as caught:
+        cpu.run(timeout=60)
+    assert isinstance(caught.value.__context__, RuntimeError)  # the other is not lost either
+    assert got == [5]
+    exit = cpu.run(timeout=60)
+    assert isinstance(exit, kvmpy.IoIn)
+    assert exit.port == 0x13
+    cpu.answer(0x77)
+    assert cpu.run(timeout=60) == kvmpy.Hlt()
+    assert cpu.regs.rax & 0xFF == 0x77
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_the_guest_does_not_run_past_an_exit_that_a_handler_hid(start, vm, kind):
+    @vm.on_io_batch(0x10)
+    def bad(batch):
+        raise kind
+
+    cpu = start("out 0x10, al; hlt; mov byte ptr [0x3000], 1; hlt")
+    with pytest.raises(kind):
+        cpu.run(timeout=60)
+    assert cpu.run(timeout=60) == kvmpy.Hlt()
+    assert vm.memory.read(0x3000, 1) == b"\0"

@@ -59,14 +59,14 @@ def test_timeout_that_does_not_come(start):
     assert time.monotonic() - begin >= 0.1
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, -math.inf])
 def test_impossible_timeout(vm, timeout):
     """Refused before anything runs."""
     with pytest.raises(ValueError, match="timeout"):
         vm.vcpu().run(timeout=timeout)
 
 
-@pytest.mark.parametrize("timeout", [1e9, 1e10, 1e300])
+@pytest.mark.parametrize("timeout", [1e9, 1e10, 1e300, math.inf])
 def test_huge_timeout(start, timeout):
     """Longer than a clock counts: as good as none."""
     assert start("hlt").run(timeout=timeout) == kvmpy.Hlt()
