@@ -40,7 +40,8 @@ class VmClaims(VmMemory):
 
     def on_mmio(self, gpa: int, size: int) -> Callable[[_H], _H]:
         """Decorator: ``handler(gpa, size, value)`` answers the ``size`` bytes at ``gpa``, which
-        no memory may back; of read-only memory it gets the writes. Accesses are 1 to 8 bytes.
+        no memory may back; of read-only memory it gets the writes. Accesses are 1 to 8 bytes. For
+        addresses whose memory comes and goes there is :meth:`Bus.handle`.
 
         >>> @vm.on_mmio(0xd000_0000, 4)
         ... def register(gpa, size, value):
@@ -50,13 +51,12 @@ class VmClaims(VmMemory):
         >>> cpu.run(timeout=5), hex(cpu.regs.rax)
         (Hlt(), '0x74726976')
         """
-
         gpa, size = integer(gpa, "gpa"), integer(size, "size")
         for slot in self.slots.values():
             if not slot.read_only and slot.gpa < gpa + size and gpa < slot.gpa + slot.size:
                 raise ClaimError(
-                    f"guest memory backs {gpa:#x}..{gpa + size - 1:#x}: {slot!r}. What the guest "
-                    "reads and writes there never comes to a handler"
+                    f"guest memory backs {gpa:#x}..{gpa + size - 1:#x}, by {slot!r}: what the "
+                    "guest reads and writes there does not come to a handler"
                 )
 
         def register(handler: _H) -> _H:

@@ -44,12 +44,12 @@ def test_move_of_the_slot_under_a_running_guest(vm, start, run_in_thread, wait_u
     cpu = start(f"mov rbx, {HERE}; mov rcx, {THERE}; 1: inc dword ptr [rbx]; jmp 1b")
     reads = []
 
-    @vm.on_mmio(HERE, 0x10000)
     def gone(gpa, size, value):
         reads.append(value)
         cpu.regs.rbx = THERE
         return 0 if value is None else None
 
+    vm.bus.handle(HERE, 0x10000, gone, mmio=True)
     vm.on_mmio(THERE, 0x10000)(lambda gpa, size, value: 0)  # for a moment it is at neither place
 
     runner = run_in_thread(cpu, timeout=30)
