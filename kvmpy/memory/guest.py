@@ -133,8 +133,9 @@ class GuestMemory(Owner):
         self._closed = False
         #: The region at guest physical address 0, if there is one.
         self._low, self._low_end = memoryview(b""), -1
-        #: The VMs and devices that have it.
+        #: The VMs that have it, and the devices that write to it by host address.
         self._adopters: list[Adopter] = []
+        self._followers: list[Adopter] = []
         if size is None:
             return
         try:
@@ -184,7 +185,12 @@ class GuestMemory(Owner):
         view = memoryview(mapping)[begin : begin + size]
         region = Region(gpa, size, read_only, actual, view, fd, mapping, begin)
         try:
-            self._tell(lambda vm: vm.add(region), lambda vm: vm.remove(region))
+            # Devices last: what KVM refuses, no device is ever to have had, since what it has of a
+            # region, it keeps.
+            self._tell(
+                (*self._adopters, *self._followers),
+                lambda vm: vm.add(region), lambda vm: vm.remove(region),
+            )  # fmt: skip
         except BaseException:
             _release(region)
             raise
@@ -222,7 +228,10 @@ class GuestMemory(Owner):
         self._check_own(region)
         self._check_place(gpa, region.size, region)
         old = region.gpa
-        self._tell(lambda vm: vm.move(region, gpa), lambda vm: vm.move(region, old))
+        self._tell(
+            (*self._followers, *self._adopters),
+            lambda vm: vm.move(region, gpa), lambda vm: vm.move(region, old),
+        )  # fmt: skip
         region.gpa = gpa
         self._sort()
 
@@ -238,20 +247,28 @@ class GuestMemory(Owner):
         False
         """
         self._check_own(region)
-        self._tell(lambda vm: vm.remove(region), lambda vm: vm.add(region))
+        self._tell(
+            (*self._followers, *self._adopters),
+            lambda vm: vm.remove(region), lambda vm: vm.add(region),
+        )  # fmt: skip
         self._regions = tuple(other for other in self._regions if other is not region)
         self._sort()
         _release(region)
 
-    def _tell(self, do: Callable[[Adopter], None], undo: Callable[[Adopter], None]) -> None:
-        """All that have the memory follow a change, or none does."""
+    def _tell(
+        self,
+        adopters: tuple[Adopter, ...],
+        do: Callable[[Adopter], None],
+        undo: Callable[[Adopter], None],
+    ) -> None:
+        """All that have the memory follow a change, in this order, or none does."""
         done: list[Adopter] = []
         try:
-            for adopter in reversed(self._adopters):  # the VM last: devices may refuse
+            for adopter in adopters:
                 do(adopter)
                 done.append(adopter)
         except BaseException:
-            for adopter in done:
+            for adopter in reversed(done):
                 undo(adopter)
             raise
 

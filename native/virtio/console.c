@@ -350,12 +350,23 @@ static int begin(struct virtio_device *device)
 }
 
 /* Input that the driver has not taken stays, for the next. */
+static void forget_output(struct console *console)
+{
+	console->writing = false;
+	pthread_cond_broadcast(&console->passed);
+}
+
 static void reset(struct virtio_device *device)
+{
+	forget_output((struct console *)device);
+}
+
+static void stopped(struct virtio_device *device, struct virtqueue *queue)
 {
 	struct console *console = (struct console *)device;
 
-	console->writing = false;
-	pthread_cond_broadcast(&console->passed);
+	if (queue == console->tx)
+		forget_output(console);
 }
 
 static void close_fd(struct virtio_device *device)
@@ -380,7 +391,7 @@ struct virtio_device *shim_virtio_console_new(int fd, uint64_t keep, uint16_t co
 {
 	static const struct virtio_ops ops = {
 		.name = "kvmpy-console", .notify = notify, .event = event, .begin = begin,
-		.reset = reset, .close = close_fd,
+		.reset = reset, .stopped = stopped, .close = close_fd,
 	};
 	struct console *console = calloc(1, sizeof(*console));
 	pthread_condattr_t monotonic;

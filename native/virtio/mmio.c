@@ -117,6 +117,13 @@ static struct virtqueue *selected(struct virtio_device *device)
 	return device->queue_sel < device->queues ? &device->queue[device->queue_sel] : NULL;
 }
 
+static void stop_queue(struct virtio_device *device, struct virtqueue *queue)
+{
+	virtqueue_stop(queue);
+	if (device->ops->stopped)
+		device->ops->stopped(device, queue);
+}
+
 static void write_queue_ready(struct virtio_device *device, uint32_t value)
 {
 	struct virtqueue *queue = selected(device);
@@ -126,7 +133,7 @@ static void write_queue_ready(struct virtio_device *device, uint32_t value)
 	if (!queue || !(device->status & VIRTIO_CONFIG_S_FEATURES_OK) || value > 1)
 		return;
 	if (!value)
-		virtqueue_stop(queue);
+		stop_queue(device, queue);
 	else if (!queue->ready && !virtqueue_start(queue, &problem))
 		fail_locked(device, queue->index, problem);
 	else if (device->live)

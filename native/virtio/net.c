@@ -417,12 +417,27 @@ static int begin(struct virtio_device *device)
 	return 0;
 }
 
+static void forget_buffers(struct net *net)
+{
+	net->buffers = net->pieces = net->bytes = net->most_bytes = 0;
+}
+
 static void reset(struct virtio_device *device)
 {
 	struct net *net = (struct net *)device;
 
-	net->buffers = net->pieces = net->bytes = net->most_bytes = 0;
+	forget_buffers(net);
 	net->sending = net->set_up = false;
+}
+
+static void stopped(struct virtio_device *device, struct virtqueue *queue)
+{
+	struct net *net = (struct net *)device;
+
+	if (queue == net->rx)
+		forget_buffers(net);
+	else
+		net->sending = false;
 }
 
 static void close_fd(struct virtio_device *device)
@@ -456,7 +471,7 @@ struct virtio_device *shim_virtio_net_new(int fd, const uint8_t *mac)
 {
 	static const struct virtio_ops ops = {
 		.name = "kvmpy-net", .notify = notify, .event = event, .begin = begin,
-		.reset = reset, .close = close_fd,
+		.reset = reset, .stopped = stopped, .close = close_fd,
 	};
 	struct net *net = calloc(1, sizeof(*net));
 

@@ -126,6 +126,11 @@ struct virtio_ops {
 	 * are gone already. */
 	void (*reset)(struct virtio_device *device);
 
+	/* Any thread: the driver takes this queue back (QueueReady = 0, "4.2.2.2 Driver
+	 * Requirements: MMIO Device Register Layout"). Chains taken and not returned are its own
+	 * again: forget them, and touch them no more. */
+	void (*stopped)(struct virtio_device *device, struct virtqueue *queue);
+
 	/* The driver wrote to config space; registers lock held too. config[] is unchanged: a device
 	 * without this has a read-only config space. offset + size lie within config_size. */
 	void (*write_config)(struct virtio_device *device, unsigned offset, const uint8_t *data,

@@ -128,7 +128,7 @@ class VirtioDevice(Owner):
             self._unpin()
             raise
         self._follower = _Follower(self)
-        memory._adopters.append(self._follower)
+        memory._followers.append(self._follower)
         self._memory = memory
 
     def _pin(self, *regions: Region) -> None:
@@ -183,8 +183,8 @@ class VirtioDevice(Owner):
         undo.close()
         lib.shim_virtio_stop(self._virtio)
         memory, self._memory = self._memory, None
-        if memory is not None and self._follower in memory._adopters:
-            memory._adopters.remove(self._follower)
+        if memory is not None and self._follower in memory._followers:
+            memory._followers.remove(self._follower)
         self._follower = self._vm = None
         self._gpa, self._gsi = -1, None
         self._unpin()

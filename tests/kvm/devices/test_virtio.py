@@ -1,6 +1,7 @@
 """Virtio-mmio in a real guest: a bare driver in assembly, notifications by ioeventfd, interrupts
 by irqfd."""
 
+import mmap
 import os
 import socket
 
@@ -388,3 +389,23 @@ def test_ioeventfd(start, vm):
         assert os.eventfd_read(event) == 1
     finally:
         os.close(event)
+
+
+def test_memory_that_kvm_refuses_never_reaches_a_device():
+    """A device keeps what it has of a region, by host address: it comes last."""
+    with kvmpy.VM(memory="16M", irqchip=True) as vm, Rng() as rng:
+        rng.connect(vm, 0xD000_0000, gsi=5)
+        seen = []
+        adopt = rng._adopt_region
+        rng._adopt_region = lambda region: (seen.append(region), adopt(region))
+        held = mmap.mmap(-1, 0x10000)
+        vm.set_memory_region(7, 0x4000_0000, 0x10000, held)  # by hand: memory does not know
+        with pytest.raises(kvmpy.KvmIoctlError, match="overlaps another memory slot"):
+            vm.memory.add(0x4000_0000, "64K")
+        assert seen == []
+        assert [region.gpa for region in vm.memory.regions] == [0]
+        region = vm.memory.add(0x5000_0000, "64K")
+        assert seen == [region]
+        with pytest.raises(kvmpy.GuestMemoryError, match="uses this memory"):
+            vm.memory.remove(region)
+        assert vm.slots.of(region) is not None

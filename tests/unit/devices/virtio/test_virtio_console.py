@@ -4,6 +4,7 @@ import hashlib
 import os
 import pty
 import random
+import select
 import socket
 import threading
 import tty
@@ -450,3 +451,25 @@ def test_nothing_is_left_open(memory, pipe):
     with pytest.raises(OSError, match="Bad file descriptor"):
         VirtioConsole(1 << 20)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_output_that_was_taken_back(memory, pipe):
+    """QueueReady = 0: what waits for the pipe's reader is the driver's again."""
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    with VirtioConsole() as console:
+        console.redirect(writer)
+        terminal = Terminal(console, memory)
+        memory.write(TX_DATA, b"a" * MIB)
+        terminal.rings[TX].add((TX_DATA, MIB, 0))
+        terminal.notify(TX)
+        got = os.read(reader, 4096)
+        assert not console.flush(0.2)  # the pipe is full
+        terminal.write(v.QUEUE_SEL, TX)
+        terminal.write(v.QUEUE_READY, 0)
+        assert terminal.read(v.QUEUE_READY) == 0
+        memory.write(TX_DATA, b"secret! " * (MIB // 8))
+        while select.select([reader], [], [], 0.2)[0]:  # a writer that goes on would fill it again
+            got += os.read(reader, MIB)
+    assert set(got) == {ord("a")}
+    assert len(got) < MIB

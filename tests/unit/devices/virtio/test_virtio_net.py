@@ -4,6 +4,7 @@ messages are what a tap's are, a header and a frame."""
 import os
 import socket
 import struct
+import time
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
@@ -373,6 +374,63 @@ def test_reset_forgets_buffers(both):
 
 
 # ---------------------------------------------------------------- link
+
+
+def take_back(card, queue):
+    card.write(v.QUEUE_SEL, queue)
+    card.write(v.QUEUE_READY, 0)
+    assert card.read(v.QUEUE_READY) == 0
+
+
+def test_receive_buffers_that_were_taken_back(both):
+    """QueueReady = 0 that reads back as 0 means that the device has stopped: it holds buffers that
+    wait for a frame, and must not fill them any more."""
+    wire, card = both
+    for _ in range(3):
+        card.offer(70_000)
+    card.notify(RX)
+    wire.send(header() + frame())
+    card.next_frame()  # it has taken the others meanwhile
+    take_back(card, RX)
+    card.memory.write(RX_DATA, b"\xa5" * 0x4_0000)
+    used = card.rx.used
+    before = card.memory.read(used, 0x1000)
+    for _ in range(3):
+        wire.send(header() + frame(1514))
+    time.sleep(0.2)  # what must not happen has no event
+    assert card.memory.read(RX_DATA, 0x4_0000) == b"\xa5" * 0x4_0000
+    assert card.memory.read(used, 0x1000) == before
+    assert card.status & v.DRIVER_OK
+
+
+def test_a_frame_that_was_taken_back(both):
+    """It waits for room in the back end: its driver may use the memory for something else."""
+    wire, card = both
+    data, sent = frame(60_000), 0
+    while True:
+        card.prepare(data)
+        card.notify(TX)
+        sent += 1
+        if not settled_within(card, sent):
+            break
+    take_back(card, TX)
+    card.memory.write(TX_DATA, b"\xee" * 0x40_0000)
+    for _ in range(sent - 1):
+        assert wire.recv(1 << 17) == header() + data
+    wire.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        wire.recv(1)
+    assert card.status & v.DRIVER_OK
+
+
+def settled_within(card, count, seconds=0.3):
+    """Whether that many frames have been returned."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if card.device.statistics.requests >= count:
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def test_other_end_closed(both):
