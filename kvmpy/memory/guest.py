@@ -116,6 +116,13 @@ class Adopter(Protocol):
         """A region is about to go."""
 
 
+class Follower(Adopter, Protocol):
+    """A device, which has the memory's host addresses."""
+
+    def changed(self, region: Region) -> None:
+        """In some VM the guest may write there now, or no longer may."""
+
+
 class GuestMemory(Owner):
     """The guest physical address space as its host sees it.
 
@@ -135,7 +142,7 @@ class GuestMemory(Owner):
         self._low, self._low_end = memoryview(b""), -1
         #: The VMs that have it, and the devices that write to it by host address.
         self._adopters: list[Adopter] = []
-        self._followers: list[Adopter] = []
+        self._followers: list[Follower] = []
         if size is None:
             return
         try:

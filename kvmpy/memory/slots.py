@@ -201,6 +201,8 @@ class Slot:
         self._slots.renew(self, flags=flags)
         if self.region is not None:
             self.region.read_only = on
+            for follower in self._slots.memory._followers:
+                follower.changed(self.region)
 
     def move(self, gpa: int) -> None:
         """Show the same host memory at ``gpa``, a multiple of 4 KiB, instead.

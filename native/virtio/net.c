@@ -430,6 +430,15 @@ static void reset(struct virtio_device *device)
 	net->sending = net->set_up = false;
 }
 
+static void remapped(struct virtio_device *device)
+{
+	struct net *net = (struct net *)device;
+
+	if (net->buffers)
+		virtqueue_unpop(net->rx, net->buffers);
+	forget_buffers(net);
+}
+
 static void stopped(struct virtio_device *device, struct virtqueue *queue)
 {
 	struct net *net = (struct net *)device;
@@ -471,7 +480,7 @@ struct virtio_device *shim_virtio_net_new(int fd, const uint8_t *mac)
 {
 	static const struct virtio_ops ops = {
 		.name = "kvmpy-net", .notify = notify, .event = event, .begin = begin,
-		.reset = reset, .stopped = stopped, .close = close_fd,
+		.reset = reset, .stopped = stopped, .remapped = remapped, .close = close_fd,
 	};
 	struct net *net = calloc(1, sizeof(*net));
 

@@ -131,6 +131,10 @@ struct virtio_ops {
 	 * again: forget them, and touch them no more. */
 	void (*stopped)(struct virtio_device *device, struct virtqueue *queue);
 
+	/* Any thread: there is more memory, or the driver may no longer write to some. Forget where
+	 * buffers lie that wait to be filled: they can be popped once more. */
+	void (*remapped)(struct virtio_device *device);
+
 	/* The driver wrote to config space; registers lock held too. config[] is unchanged: a device
 	 * without this has a read-only config space. offset + size lie within config_size. */
 	void (*write_config)(struct virtio_device *device, unsigned offset, const uint8_t *data,
@@ -211,6 +215,8 @@ void virtqueue_quiet(struct virtqueue *queue);
 bool virtqueue_listen(struct virtqueue *queue);
 bool virtqueue_empty(struct virtqueue *queue);
 void virtqueue_kick(struct virtqueue *queue);
+/* The last `count` chains that were popped, and not pushed, are the next to be popped again. */
+void virtqueue_unpop(struct virtqueue *queue, unsigned count);
 
 /* The front of the readable part, copied; those bytes leave the chain. False: it is shorter. */
 bool virtio_chain_read(struct virtio_chain *chain, void *data, uint32_t size);
@@ -252,6 +258,8 @@ static inline void virtio_count(_Atomic uint64_t *counter, uint64_t n)
 /* ------------------------------------------------------------------ between our own files */
 
 bool virtqueue_start(struct virtqueue *queue, const char **problem);
+/* Where its rings are now; a device whose rings are no longer usable needs a reset. */
+void virtqueue_remap(struct virtqueue *queue);
 void virtqueue_stop(struct virtqueue *queue);
 void virtqueue_reset(struct virtqueue *queue);
 void virtio_signal(int eventfd);

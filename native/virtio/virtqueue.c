@@ -43,11 +43,23 @@ static void copy_descriptor(struct vring_desc *copy, const void *guest)
 
 /* ------------------------------------------------------------------ set-up */
 
+static const char outside[] = "a ring lies outside guest memory, or where it may not be written";
+
+static bool map_rings(struct virtqueue *queue)
+{
+	const struct virtio_memory *memory = queue->device->memory;
+	uint64_t size = queue->size;
+
+	queue->desc = translate(memory, queue->desc_gpa, 16 * size, false);
+	queue->avail = translate(memory, queue->avail_gpa, 6 + 2 * size, false);
+	queue->used = translate(memory, queue->used_gpa, 6 + 8 * size, true);
+	return queue->desc && queue->avail && queue->used;
+}
+
 /* VIRTIO 1.2, "2.7 Split Virtqueues": alignment and size of the three parts. Each must lie in one
  * region: a ring across two would need a look-up per entry, and no driver makes one. */
 bool virtqueue_start(struct virtqueue *queue, const char **problem)
 {
-	const struct virtio_memory *memory = queue->device->memory;
 	uint64_t size = queue->size;
 
 	*problem = NULL;
@@ -58,11 +70,8 @@ bool virtqueue_start(struct virtqueue *queue, const char **problem)
 	if (*problem)
 		return false;
 	/* The last two bytes of each ring are used_event and avail_event. */
-	queue->desc = translate(memory, queue->desc_gpa, 16 * size, false);
-	queue->avail = translate(memory, queue->avail_gpa, 6 + 2 * size, false);
-	queue->used = translate(memory, queue->used_gpa, 6 + 8 * size, true);
-	if (!queue->desc || !queue->avail || !queue->used) {
-		*problem = "a ring lies outside guest memory, or where it may not be written";
+	if (!map_rings(queue)) {
+		*problem = outside;
 		return false;
 	}
 	queue->next_avail = queue->seen_avail = queue->next_used = queue->told_used = 0;
@@ -76,6 +85,14 @@ void virtqueue_stop(struct virtqueue *queue)
 	queue->desc = NULL;
 	queue->avail = NULL;
 	queue->used = NULL;
+}
+
+void virtqueue_remap(struct virtqueue *queue)
+{
+	if (!queue->ready || map_rings(queue))
+		return;
+	virtqueue_stop(queue);
+	virtio_fail(queue->device, queue, outside);
 }
 
 void virtqueue_reset(struct virtqueue *queue)
@@ -234,6 +251,12 @@ int virtqueue_pop(struct virtqueue *queue, struct virtio_chain *chain, struct io
 	}
 	queue->next_avail++;
 	return 1;
+}
+
+void virtqueue_unpop(struct virtqueue *queue, unsigned count)
+{
+	queue->next_avail -= count;
+	virtqueue_kick(queue);
 }
 
 void virtqueue_push(struct virtqueue *queue, const struct virtio_chain *chain, uint32_t written)

@@ -257,7 +257,7 @@ int shim_virtio_start(struct virtio_device *device, const struct virtio_region *
 	return error;
 }
 
-/* A queue in use keeps its place: regions are added, not moved. */
+/* Regions are added, or change what they permit; none goes or moves while the device runs. */
 int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_region *regions,
 			   unsigned count)
 {
@@ -265,6 +265,10 @@ int shim_virtio_set_memory(struct virtio_device *device, const struct virtio_reg
 
 	virtio_lock_work(device);
 	error = new_memory(device, regions, count);
+	for (unsigned i = 0; i < device->queues && !error; i++)
+		virtqueue_remap(&device->queue[i]);
+	if (!error && device->ops->remapped)
+		device->ops->remapped(device);
 	virtio_unlock_work(device);
 	return error;
 }

@@ -93,6 +93,8 @@ class VirtioDevice(Owner):
         self.start(vm.memory)
         undo = self._undo
         try:
+            self._vm = weakref.ref(vm)
+            self._set_memory()  # with the rights that this VM gives
             vm.attach(self, gpa, mmio=True)
             undo.callback(_unless_gone, vm, lambda: vm.release(gpa, mmio=True))
             for queue, fd in enumerate(self.queue_fds):
@@ -105,7 +107,7 @@ class VirtioDevice(Owner):
         except BaseException:
             self.disconnect()
             raise
-        self._vm, self._gpa, self._gsi = weakref.ref(vm), gpa, gsi
+        self._gpa, self._gsi = gpa, gsi
 
     def start(self, memory: GuestMemory) -> None:
         """Start the worker on ``memory`` without a VM: somebody else passes on accesses to the
@@ -145,9 +147,17 @@ class VirtioDevice(Owner):
         pins = sorted(self._pins, key=lambda pin: pin[0].gpa)
         table = ffi.new("struct virtio_region[]", len(pins))
         for row, (region, buffer) in zip(table, pins, strict=True):
-            row.gpa, row.size, row.read_only = region.gpa, region.size, region.read_only
+            row.gpa, row.size, row.read_only = region.gpa, region.size, self._forbidden(region)
             row.hva = ffi.cast("uint8_t *", buffer)
         return table
+
+    def _forbidden(self, region: Region) -> bool:
+        """What the guest may not write, its devices may not: by its own VM's slot, if it has one."""
+        vm = self._vm() if self._vm is not None else None
+        for slot in () if vm is None else vm.slots.values():
+            if slot.region is region:
+                return slot.read_only
+        return region.read_only
 
     def _adopt_region(self, region: Region) -> None:
         """Memory that is added later is the device's too."""
@@ -333,6 +343,11 @@ class _Follower:
         device = self._device()
         if device is not None:
             device._adopt_region(region)
+
+    def changed(self, region: Region) -> None:
+        device = self._device()
+        if device is not None:
+            device._set_memory()
 
     def move(self, region: Region, gpa: int) -> None:
         self._refuse(region)
