@@ -152,7 +152,7 @@ class VirtioDevice(Owner):
         return table
 
     def _forbidden(self, region: Region) -> bool:
-        """What the guest may not write, its devices may not: by its own VM's slot, if it has one."""
+        """What a guest may not write, its devices may not: its own VM's slot says so."""
         vm = self._vm() if self._vm is not None else None
         for slot in () if vm is None else vm.slots.values():
             if slot.region is region:
