@@ -162,7 +162,7 @@ def test_pre_fault(vm):
     cpu = vm.vcpu()
     if has(vm, "PRE_FAULT_MEMORY"):
         assert cpu.pre_fault_memory(0, 0x10_0000) == 0x10_0000
-        with pytest.raises(kvmpy.KvmIoctlError, match="not a memory slot"):
+        with pytest.raises(kvmpy.KvmIoctlError, match="no memory slot"):
             cpu.pre_fault_memory(BASE, 0x1000)
     else:
         refused("PRE_FAULT_MEMORY", lambda: cpu.pre_fault_memory(0, 0x1000))

@@ -16,6 +16,7 @@ class Ports(VmClaims):
 
     def __init__(self):
         self._bus = Bus()
+        self.slots = {}
 
 
 def nothing(address, size, value):
