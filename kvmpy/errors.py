@@ -29,8 +29,9 @@ class ClosedError(KvmpyError, ValueError):
     """The object was closed and then used."""
 
 
-class ForkedError(KvmpyError):
-    """A KVM object was used in a child process: KVM binds a VM to the process that made it."""
+class ForkedError(ClosedError):
+    """What a process has made was used in its fork()ed child, where all of that is closed: KVM
+    binds a VM to the process that made it."""
 
 
 class GuestMemoryError(KvmpyError, ValueError):

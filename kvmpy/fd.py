@@ -8,10 +8,16 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
-from .errors import ClosedError
+from .errors import ClosedError, ForkedError
 
 if TYPE_CHECKING:
     from typing import NoReturn, Protocol, Self
+
+    class Inheritable(Protocol):
+        """What is told that it finds itself in a fork()ed child."""
+
+        def _in_child(self) -> None:
+            """Let go of what is the parent's, of locks and of threads, and touch none of it."""
 
     class HasFileno(Protocol):
         """An object with a descriptor: a file, a socket, a :class:`Descriptor`."""
@@ -22,6 +28,43 @@ if TYPE_CHECKING:
 
 #: Those that are open, by number, so that an error about a number can say whose it is.
 _open: weakref.WeakValueDictionary[int, Descriptor] = weakref.WeakValueDictionary()
+
+
+#: What is told of forks.
+_inheritable: weakref.WeakSet[Inheritable] = weakref.WeakSet()
+
+
+def hears_of_forks(owner: Inheritable) -> None:
+    """Have ``owner._in_child()`` called in every fork()ed child. The C side sees to itself, and has
+    when that call comes.
+
+    >>> kvmpy.fd.hears_of_forks(vm)
+    """
+    _inheritable.add(owner)
+
+
+def _in_child() -> None:
+    for owner in list(_inheritable):
+        owner._in_child()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
+def gone(what: str, process: int) -> ClosedError:
+    """The error for ``what`` is closed, and was made by ``process``: a ForkedError if this process
+    is a child of that.
+
+    >>> import os
+    >>> kvmpy.fd.gone("VM", os.getpid())
+    ClosedError('this VM is closed')
+    """
+    if process == os.getpid():
+        return ClosedError(f"this {what} is closed")
+    return ForkedError(
+        f"this {what} was made by process {process}, and KVM binds a VM to its process: make a new "
+        f"one in process {os.getpid()}"
+    )
 
 
 class Owner:
@@ -41,26 +84,34 @@ class Descriptor(Owner):
     """
 
     _fd = -1
+    #: The process that made it: KVM binds a VM, and all that is of it, to that one.
+    _process = -1
     #: What it is, for messages.
     _what = "descriptor"
 
     def _opened(self, fd: int, vm_fd: int = -1) -> None:
         """The descriptor is ``fd`` from now on; ``vm_fd`` is that of the VM it belongs to."""
         self._fd = fd
-        #: The process that made it: KVM binds a VM, and all that is of it, to that one.
         self._process = os.getpid()
         #: The VM answers KVM_CHECK_EXTENSION, its vCPUs and devices do not.
         self._vm_fd = vm_fd
         _open[fd] = self
+        hears_of_forks(self)
+
+    def _in_child(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def fileno(self) -> int:
-        """The descriptor's number. Raises ClosedError after :meth:`close`.
+        """The descriptor's number. Raises ClosedError after :meth:`close`, ForkedError in a child
+        process.
 
         >>> kvmpy.ioctls.KVM_CHECK_EXTENSION(vm.fileno(), 0)
         1
         """
         if self._fd < 0:
-            raise ClosedError(f"this {self._what} is closed")
+            raise gone(self._what, self._process)
         return self._fd
 
     @property

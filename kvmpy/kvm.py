@@ -79,6 +79,10 @@ class KVM(KvmCpuid, KvmMsrs):
                 "Use a kernel of 2007 or later.",
             )
 
+    def _in_child(self) -> None:
+        """/dev/kvm itself serves a child as well."""
+        self._process = os.getpid()
+
     def create_vm(self, machine_type: int = 0) -> int:
         """KVM_CREATE_VM: a new VM's descriptor. ``machine_type``: a VmType.
 

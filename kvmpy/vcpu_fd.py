@@ -122,6 +122,10 @@ class VcpuFd(Descriptor):
         """
         capabilities.enable(self.fileno(), "vcpu", capability, args, flags, True)
 
+    def _in_child(self) -> None:
+        self._fd = -1  # the shim has closed it
+        self._stale()
+
     def close(self) -> None:
         """Close the vCPU. A run in another thread ends with ClosedError first.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .errors import ClosedError
+from .fd import gone
 from .ioctls import capabilities
 from .ioctls.capabilities import Asked
 
@@ -34,13 +34,14 @@ class VmFd(Asked):
 
     @property
     def bus(self) -> Bus:
-        """Who owns which port and address. Raises ClosedError after close().
+        """Who owns which port and address. Raises ClosedError after close(), ForkedError
+        in a child process.
 
         >>> list(vm.bus.devices())
         []
         """
-        if self._bus is None:
-            raise ClosedError("this VM is closed")
+        if self._bus is None or self._fd < 0:
+            raise gone(self._what, self._process)
         return self._bus
 
     def _held_vcpus(self) -> list[Any]:

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from ..arguments import deadline, encoded, left, seconds
-from ..errors import ClosedError, ConsoleError, ExpectEof, ExpectTimeout, UnsupportedError
-from ..fd import Owner
+from ..errors import ConsoleError, ExpectEof, ExpectTimeout, UnsupportedError
+from ..fd import Owner, gone, hears_of_forks
 from .output import KEEP_BYTES, TAIL_BYTES, Match, Output, printable
 from .search import QUIET, Found, Pattern, Search
 
@@ -79,8 +79,19 @@ class ScriptConsole(Owner):
         self._position = 0  # end of the last match
         self._at_end = self._closed = False
         self._last: Match | None = None
+        self._process = os.getpid()
+        hears_of_forks(self)
         self._thread = threading.Thread(target=self._pump, name="kvmpy-script", daemon=True)
         self._thread.start()
+
+    def _in_child(self) -> None:
+        self._turn, self._changed = threading.RLock(), threading.Condition()
+        self._at_end = self._closed = True
+        self._queue.clear()
+        for fd in (self._wake, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._wake = self._fd = -1
 
     # -- the thread
 
@@ -414,7 +425,7 @@ class ScriptConsole(Owner):
             raise self._error(ExpectTimeout, "another script held the console all the time")
         try:
             if self._closed:
-                raise ClosedError("this console is closed")
+                raise gone("console", self._process)
             yield
         finally:
             self._turn.release()

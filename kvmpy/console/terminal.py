@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..fd import hears_of_forks
+
 if TYPE_CHECKING:
     from .script import Receiver
 
@@ -62,6 +64,10 @@ class Console:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, raw)
         self._thread = threading.Thread(target=self._pump, name="kvmpy-console", daemon=True)
         self._thread.start()
+        hears_of_forks(self)
+
+    def _in_child(self) -> None:
+        self._thread = self._saved = None  # the parent has the terminal
 
     def _pump(self) -> None:
         while self._wait_for(self._fd):

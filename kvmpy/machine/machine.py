@@ -18,10 +18,10 @@ from ..arguments import deadline, left
 from ..boot import LoadedImage, detect as detect_format, load as load_image
 from ..boot.files import content
 from ..console.terminal import Console
-from ..errors import ClosedError, KvmpyError, StillRunningError, UnsupportedError
+from ..errors import KvmpyError, StillRunningError, UnsupportedError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
-from ..fd import Owner
+from ..fd import Owner, gone, hears_of_forks
 from ..host.module import kernel_trouble, module_name
 from ..run.thread import pause_all, resume_all
 from ..stats.run import RunStats
@@ -120,6 +120,8 @@ class Machine(Owner):
         self._made_at, self._started_at = time.monotonic(), 0.0
         self._unclaimed: Counter[tuple[str, int]] = Counter()
         self._counting = threading.Lock()
+        self._process = os.getpid()
+        hears_of_forks(self)
         pins = _pins(pin, cpus)
         with ExitStack() as files, ExitStack() as undo:
             for device in devices:
@@ -253,7 +255,7 @@ class Machine(Owner):
                 if self._output is not None:
                     raise ValueError("the serial port goes to the descriptor given as output")
                 if self._closed:
-                    raise ClosedError("this machine is closed")
+                    raise gone("machine", self._process)
                 self._console = self._make_console()
             return self._console
 
@@ -298,7 +300,7 @@ class Machine(Owner):
         threads = VcpuThreads(self.cpus, body, on_end=self._on_end)
         with self._life:
             if self._closed:
-                raise ClosedError("this machine is closed")
+                raise gone("machine", self._process)
             if self._threads is not None:
                 raise RuntimeError("this machine has been started before")
             self._publish()
@@ -540,6 +542,13 @@ class Machine(Owner):
             if self._console is not None:
                 self._console.close()
             self.pc.close()
+
+    def _in_child(self) -> None:
+        self._life, self._counting = threading.Lock(), threading.Lock()
+        self._closed = True
+        if self._console_input >= 0:
+            os.close(self._console_input)
+            self._console_input = -1
 
     def __enter__(self) -> Machine:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..arguments import deadline, left, seconds
 from ..errors import ClosedError, StillRunningError
-from ..fd import Owner
+from ..fd import Owner, gone, hears_of_forks
 from ..run.thread import _take_back, arrive, pause_all, resume_all
 from ..shim import lib
 from ..values import dataclass
@@ -70,6 +71,8 @@ class VcpuThreads(Owner, Generic[T]):
         self._started = False
         self._done = threading.Event()
         self._vcpus = list(vcpus)
+        self._process = os.getpid()
+        hears_of_forks(self)
         self._threads = [
             threading.Thread(target=self._main, args=(vcpu,), name=f"vCPU {vcpu.id}", daemon=True)
             for vcpu in self._vcpus
@@ -165,6 +168,15 @@ class VcpuThreads(Owner, Generic[T]):
                 self._first = Ending(first.vcpu, None, error)
         finally:
             self._done.set()
+
+    def _in_child(self) -> None:
+        """The threads are in the parent; here they have ended."""
+        self._lock, self._done = threading.Lock(), threading.Event()
+        self._running = []
+        if self._first is None:
+            error = gone("group of vCPU threads", self._process)
+            self._first = Ending(self._vcpus[0], None, error)
+        self._done.set()
 
     def _kick(self, vcpus: Sequence[VCPU]) -> None:
         with self._lock:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .. import ioctls
-from ..errors import ClosedError, DirtyRingOverrunError, KvmpyError, UnsupportedError
+from ..errors import DirtyRingOverrunError, KvmpyError, UnsupportedError
+from ..fd import gone
 from ..shim import ffi, lib
 from ..vcpu_fd import VcpuFd
 from .dirty_pages import PAGES_PER_WORD, DirtyPages
@@ -241,6 +242,7 @@ class DirtyRing:
         if error:
             raise OSError(-error, f"the dirty ring cannot be mapped: {os.strerror(-error)}")
         self._shim = shim  # the mapping is its
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._words = ffi.new(f"uint64_t[{2 * HARVEST}]")
         self._taken = 0  # since the last reset
@@ -257,6 +259,8 @@ class DirtyRing:
         ...     other.vcpu().dirty_ring.harvest()
         []
         """
+        if self._process != os.getpid():
+            raise gone("dirty ring", self._process)
         pages: list[tuple[int, int]] = []
         with self._lock:  # the position in the ring is one
             while True:
@@ -298,7 +302,7 @@ class VcpuDirtyRing(VcpuFd):
         4096
         """
         if self.closed:
-            raise ClosedError("the vCPU is closed")
+            raise gone(self._what, self._process)
         if self._dirty_ring is None:
             if not self.vm.dirty_ring_entries:
                 raise KvmpyError("this VM has no dirty ring: make it with VM(dirty_ring=4096)")

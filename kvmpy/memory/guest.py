@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import ClosedError, GuestMemoryError
-from ..fd import Owner
+from ..errors import GuestMemoryError
+from ..fd import Owner, gone, hears_of_forks
 from ..shim import address_of
 from .mapping import TRANSPARENT_FROM, Backing as Backing, map_memory
 
@@ -143,6 +143,8 @@ class GuestMemory(Owner):
         #: The VMs that have it, and the devices that write to it by host address.
         self._adopters: list[Adopter] = []
         self._followers: list[Follower] = []
+        self._process = os.getpid()
+        hears_of_forks(self)
         if size is None:
             return
         try:
@@ -429,7 +431,7 @@ class GuestMemory(Owner):
 
     def _slice_error(self, key: slice) -> Exception:
         if self._closed:
-            return ClosedError("the guest memory is closed")
+            return gone("guest memory", self._process)
         return GuestMemoryError(
             f"[{key.start!r}:{key.stop!r}] does not lie within one region of guest memory"
         )
@@ -438,7 +440,7 @@ class GuestMemory(Owner):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError("the guest memory is closed")
+            raise gone("guest memory", self._process)
 
     @property
     def closed(self) -> bool:
@@ -460,6 +462,10 @@ class GuestMemory(Owner):
         self._low, self._low_end = memoryview(b""), -1
         for region in regions:
             _release(region)
+
+    def _in_child(self) -> None:
+        self._adopters, self._followers = [], []
+        self.close()
 
     def __enter__(self) -> GuestMemory:
         return self

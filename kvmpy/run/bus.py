@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..arguments import check_handler, integer
 from ..errors import KvmpyError
-from ..fd import Owner
+from ..fd import Owner, hears_of_forks
 from ..shim import ffi, lib
 
 #: ``handler(address, size, value)``: value is None for a read, whose answer it returns.
@@ -151,6 +151,10 @@ class Bus(Owner):
         self.msr_handlers: list[Callable[..., Any]] = []
         #: C memory that the table points into.
         self._kept: list[object] = []
+        hears_of_forks(self)
+
+    def _in_child(self) -> None:
+        self._claiming = threading.Lock()
 
     def _claim(
         self, mmio: bool, first: int, length: int, owner: int, handler: int = 0, target: Any = None

@@ -47,6 +47,7 @@ class VcpuEnter(VcpuParts):
         """
         from ..x86.modes import prepare
 
+        self.fileno()
         state = prepare(
             self.vm.memory, mode, rip=rip, ring=ring, rsp=rsp, regs=regs, handlers=handlers,
             **options,

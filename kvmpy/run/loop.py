@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from .. import ioctls
 from ..arguments import nanoseconds
-from ..errors import ClosedError, UnexpectedExitError
+from ..errors import UnexpectedExitError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
+from ..fd import gone
 from ..shim import ffi, lib
 from .answer import VcpuAnswers
 from .bus import WriteBatch, split_by_handler
@@ -239,7 +240,7 @@ class VcpuRun(VcpuAnswers, VcpuThread):
         if stop == _PLACE_ERROR:
             raise self._pin_error(self._pin or frozenset(), value)
         if stop == _CLOSED:
-            raise ClosedError("the vCPU was closed")
+            raise gone(self._what, self._process)
         raise ioctls.KVM_RUN.error(self._fd, value, f"vCPU {self.id}")
 
     def _coalesced_write(self) -> Exit:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import ioctls
-from ..errors import ClosedError, KvmIoctlError
+from ..errors import KvmIoctlError
+from ..fd import gone
 from ..shim import ffi, lib
 from ..x86.bits import (
     GENERAL,
@@ -47,15 +48,15 @@ class _Page:
         error = lib.shim_sync(self._shim, self._field)
         if error:
             self._fresh = False
-            raise _sync_error(self._shim.fd, -error)
+            raise _sync_error(self._shim, -error)
 
 
-def _sync_error(fd: int, code: int) -> Exception:
+def _sync_error(shim: Any, code: int) -> Exception:
     if code == errno.EBADF:
-        return ClosedError("the vCPU is closed")
+        return gone("vCPU", shim.process)
     if code == errno.EBUSY:
         return KvmIoctlError("KVM_GET_REGS", code, "another thread is running this vCPU")
-    return ioctls.KVM_GET_REGS.error(fd, code)
+    return ioctls.KVM_GET_REGS.error(shim.fd, code)
 
 
 def _does_not_fit(name: str, value: object, bits: int) -> Exception:

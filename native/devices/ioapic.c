@@ -61,6 +61,7 @@ struct shim_ioapic {
 	struct shim_device device;
 	_Atomic unsigned references;
 	pthread_mutex_t lock;
+	struct shim_at_fork at_fork;
 	int vm_fd; /* -1: in no VM */
 	uint8_t select, id;
 	uint32_t lines; /* that devices hold up, a bit for each pin */
@@ -446,6 +447,16 @@ void shim_ioapic_routes(struct shim_ioapic *ioapic, uint32_t *words)
 
 /* ------------------------------------------------------------------ life */
 
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_ioapic *ioapic = SHIM_OF_FORK(struct shim_ioapic, at_fork);
+
+	pthread_mutex_init(&ioapic->lock, NULL);
+	ioapic->vm_fd = -1;
+	for (unsigned pin = 0; pin < SHIM_IOAPIC_PINS; pin++)
+		ioapic->resample[pin] = -1;
+}
+
 struct shim_ioapic *shim_ioapic_new(void)
 {
 	static const struct kvm_irq_routing none;
@@ -466,6 +477,7 @@ struct shim_ioapic *shim_ioapic_new(void)
 		ioapic->resample[pin] = -1;
 	}
 	pthread_mutex_init(&ioapic->lock, NULL);
+	shim_at_fork(&ioapic->at_fork, in_child);
 	return ioapic;
 }
 
@@ -479,6 +491,7 @@ void shim_ioapic_put(struct shim_ioapic *ioapic)
 {
 	if (!ioapic || --ioapic->references)
 		return;
+	shim_not_at_fork(&ioapic->at_fork);
 	pthread_mutex_destroy(&ioapic->lock);
 	free(ioapic->table);
 	free(ioapic);

@@ -32,12 +32,18 @@ void shim_line_disconnect(struct shim_line *line)
 	shim_line_connect(line, &none);
 }
 
-/* The device goes. Without a word to the I/O APIC: this may be a fork()ed child, where nobody will
- * release its lock. */
+/* The device goes, without a word to the I/O APIC, which may be about to go, too. */
 void shim_line_drop(struct shim_line *line)
 {
 	shim_ioapic_put(line->ioapic);
 	shim_line_init(line);
+}
+
+/* In a fork()ed child: nobody there is to raise the line, and nobody will release the lock. */
+void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock)
+{
+	pthread_mutex_init(lock, NULL);
+	line->vm_fd = line->eventfd = -1;
 }
 
 void shim_line_set(struct shim_line *line, bool level)

@@ -53,6 +53,7 @@ static int system_stop(struct shim_vcpu *vcpu, enum shim_system event)
 struct shim_i8042 {
 	struct shim_device data, command; /* ports 0x60 and 0x64 */
 	pthread_mutex_t lock;
+	struct shim_at_fork at_fork;
 	uint8_t status, output, ram[32], output_port;
 	uint8_t pending; /* the command whose parameter is due, 0: none */
 };
@@ -180,6 +181,11 @@ static int i8042_command_access(struct shim_device *device, struct shim_vcpu *vc
 	return stop;
 }
 
+static void i8042_in_child(struct shim_at_fork *at_fork)
+{
+	pthread_mutex_init(&SHIM_OF_FORK(struct shim_i8042, at_fork)->lock, NULL);
+}
+
 struct shim_i8042 *shim_i8042_new(void)
 {
 	struct shim_i8042 *i8042 = calloc(1, sizeof(*i8042));
@@ -192,6 +198,7 @@ struct shim_i8042 *shim_i8042_new(void)
 	i8042->ram[0] = BYTE_SYSTEM;
 	i8042->output_port = OUTPUT_RESET | OUTPUT_A20;
 	pthread_mutex_init(&i8042->lock, NULL);
+	shim_at_fork(&i8042->at_fork, i8042_in_child);
 	return i8042;
 }
 
@@ -199,6 +206,7 @@ void shim_i8042_free(struct shim_i8042 *i8042)
 {
 	if (!i8042)
 		return;
+	shim_not_at_fork(&i8042->at_fork);
 	pthread_mutex_destroy(&i8042->lock);
 	free(i8042);
 }
@@ -230,6 +238,7 @@ enum { PM1_STATUS, PM1_ENABLE = 2, PM1_CONTROL = 4, PM1_SIZE = 6 };
 struct shim_pm {
 	struct shim_device device;
 	pthread_mutex_t lock;
+	struct shim_at_fork at_fork;
 	struct shim_line line;
 	uint8_t registers[PM1_SIZE];
 };
@@ -286,6 +295,13 @@ static int pm_access(struct shim_device *device, struct shim_vcpu *vcpu, uint64_
 	return stop;
 }
 
+static void pm_in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_pm *pm = SHIM_OF_FORK(struct shim_pm, at_fork);
+
+	shim_line_at_fork(&pm->line, &pm->lock);
+}
+
 struct shim_pm *shim_pm_new(void)
 {
 	struct shim_pm *pm = calloc(1, sizeof(*pm));
@@ -296,6 +312,7 @@ struct shim_pm *shim_pm_new(void)
 	pm->registers[PM1_CONTROL] = CONTROL_SCI_ENABLE;
 	shim_line_init(&pm->line);
 	pthread_mutex_init(&pm->lock, NULL);
+	shim_at_fork(&pm->at_fork, pm_in_child);
 	return pm;
 }
 
@@ -303,6 +320,7 @@ void shim_pm_free(struct shim_pm *pm)
 {
 	if (!pm)
 		return;
+	shim_not_at_fork(&pm->at_fork);
 	shim_line_drop(&pm->line);
 	pthread_mutex_destroy(&pm->lock);
 	free(pm);

@@ -44,7 +44,8 @@ struct shim_rtc {
 	pthread_cond_t changed;
 	pthread_t thread;
 	bool ending;
-	int process; /* that the thread runs in, 0: no thread */
+	bool connected; /* there is a thread */
+	struct shim_at_fork at_fork;
 	struct shim_line line;
 	uint8_t index, cmos[128];
 	int64_t offset; /* seconds, guest's time less the host's */
@@ -335,6 +336,15 @@ static int rtc_access(struct shim_device *device, struct shim_vcpu *vcpu, uint64
 
 /* ------------------------------------------------------------------ life */
 
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_rtc *rtc = SHIM_OF_FORK(struct shim_rtc, at_fork);
+
+	shim_line_at_fork(&rtc->line, &rtc->lock);
+	pthread_cond_init(&rtc->changed, NULL);
+	rtc->connected = false; /* there is no thread */
+}
+
 struct shim_rtc *shim_rtc_new(void)
 {
 	struct shim_rtc *rtc = calloc(1, sizeof(*rtc));
@@ -350,6 +360,7 @@ struct shim_rtc *shim_rtc_new(void)
 	rtc->seen = host_now();
 	pthread_mutex_init(&rtc->lock, NULL);
 	pthread_cond_init(&rtc->changed, NULL);
+	shim_at_fork(&rtc->at_fork, in_child);
 	return rtc;
 }
 
@@ -393,16 +404,10 @@ int64_t shim_rtc_offset(struct shim_rtc *rtc)
 	return offset;
 }
 
-/* A fork()ed child has no such thread, and perhaps a lock that nobody will release. */
-static bool is_inherited(const struct shim_rtc *rtc)
-{
-	return rtc->process && rtc->process != getpid();
-}
-
 /* No interrupt any longer. Not while another thread connects it. */
 void shim_rtc_disconnect(struct shim_rtc *rtc)
 {
-	if (!rtc->process || is_inherited(rtc))
+	if (!rtc->connected)
 		return;
 	pthread_mutex_lock(&rtc->lock);
 	rtc->ending = true;
@@ -410,7 +415,7 @@ void shim_rtc_disconnect(struct shim_rtc *rtc)
 	pthread_cond_signal(&rtc->changed);
 	pthread_mutex_unlock(&rtc->lock);
 	pthread_join(rtc->thread, NULL);
-	rtc->process = 0;
+	rtc->connected = false;
 	rtc->ending = false;
 }
 
@@ -424,8 +429,7 @@ static int start_thread(struct shim_rtc *rtc)
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	error = pthread_create(&rtc->thread, NULL, interrupts, rtc);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (!error)
-		rtc->process = getpid();
+	rtc->connected = !error;
 	return -error;
 }
 
@@ -455,9 +459,10 @@ int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, ui
 
 void shim_rtc_free(struct shim_rtc *rtc)
 {
-	if (!rtc || is_inherited(rtc))
+	if (!rtc)
 		return;
 	shim_rtc_disconnect(rtc);
+	shim_not_at_fork(&rtc->at_fork);
 	pthread_cond_destroy(&rtc->changed);
 	pthread_mutex_destroy(&rtc->lock);
 	free(rtc);

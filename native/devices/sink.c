@@ -9,6 +9,17 @@
 
 #include "shim.h"
 
+/* What waits to be written is the parent's to write. */
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_sink *sink = SHIM_OF_FORK(struct shim_sink, at_fork);
+
+	pthread_mutex_init(&sink->lock, NULL);
+	if (sink->fd >= 0)
+		sink->length = 0;
+	sink->fd = -1;
+}
+
 struct shim_sink *shim_sink_new(int fd)
 {
 	struct shim_sink *sink = calloc(1, sizeof(*sink));
@@ -17,6 +28,7 @@ struct shim_sink *shim_sink_new(int fd)
 		return NULL;
 	sink->fd = fd;
 	pthread_mutex_init(&sink->lock, NULL);
+	shim_at_fork(&sink->at_fork, in_child);
 	return sink;
 }
 
@@ -24,6 +36,7 @@ void shim_sink_free(struct shim_sink *sink)
 {
 	if (!sink)
 		return;
+	shim_not_at_fork(&sink->at_fork);
 	pthread_mutex_destroy(&sink->lock);
 	free(sink);
 }

@@ -43,6 +43,7 @@ struct shim_uart {
 	struct shim_device device;
 	struct shim_sink *sink;
 	pthread_mutex_t lock;
+	struct shim_at_fork at_fork;
 	uint8_t ier, fcr, lcr, mcr, scr, dll, dlm;
 	uint8_t overrun;
 	bool transmit_interrupt; /* THR became empty since IIR last said so */
@@ -336,6 +337,14 @@ static int uart_flush(struct shim_device *device)
 
 /* ------------------------------------------------------------------ life */
 
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_uart *uart = SHIM_OF_FORK(struct shim_uart, at_fork);
+
+	shim_line_at_fork(&uart->line, &uart->lock);
+	uart->space_eventfd = -1;
+}
+
 struct shim_uart *shim_uart_new(struct shim_sink *sink)
 {
 	struct shim_uart *uart = calloc(1, sizeof(*uart));
@@ -351,6 +360,7 @@ struct shim_uart *shim_uart_new(struct shim_sink *sink)
 	uart->space_eventfd = -1;
 	shim_line_init(&uart->line);
 	pthread_mutex_init(&uart->lock, NULL);
+	shim_at_fork(&uart->at_fork, in_child);
 	return uart;
 }
 
@@ -358,6 +368,7 @@ void shim_uart_free(struct shim_uart *uart)
 {
 	if (!uart)
 		return;
+	shim_not_at_fork(&uart->at_fork);
 	shim_line_drop(&uart->line);
 	pthread_mutex_destroy(&uart->lock);
 	free(uart);

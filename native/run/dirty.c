@@ -29,6 +29,11 @@ int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries)
 		    (off_t)KVM_DIRTY_LOG_PAGE_OFFSET * sysconf(_SC_PAGESIZE));
 	if (ring == MAP_FAILED)
 		return -errno;
+	vcpu->dirty_unshared = shim_unshare(ring, size);
+	if (!vcpu->dirty_unshared) {
+		munmap(ring, size);
+		return -ENOMEM;
+	}
 	vcpu->dirty = ring;
 	vcpu->dirty_entries = entries;
 	return 0;
@@ -37,16 +42,13 @@ int shim_dirty_map(struct shim_vcpu *vcpu, uint32_t entries)
 /* The vCPU ends. Whoever harvests now or later finds zero pages: no entries. */
 int shim_dirty_detach(struct shim_vcpu *vcpu)
 {
-	if (!vcpu->dirty)
-		return 0;
-	if (mmap(vcpu->dirty, bytes_of(vcpu), PROT_READ | PROT_WRITE,
-		 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
-		return -errno;
-	return 0;
+	return vcpu->dirty ? shim_blank(vcpu->dirty, bytes_of(vcpu)) : 0;
 }
 
 void shim_dirty_unmap(struct shim_vcpu *vcpu)
 {
+	shim_share(vcpu->dirty_unshared);
+	vcpu->dirty_unshared = NULL;
 	if (vcpu->dirty)
 		munmap(vcpu->dirty, bytes_of(vcpu));
 	vcpu->dirty = NULL;

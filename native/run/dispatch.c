@@ -34,6 +34,11 @@ static struct shim_table *table_new(size_t length)
 	return table;
 }
 
+static void in_child(struct shim_at_fork *at_fork)
+{
+	pthread_mutex_init(&SHIM_OF_FORK(struct shim_bus, at_fork)->lock, NULL);
+}
+
 struct shim_bus *shim_bus_new(void)
 {
 	struct shim_bus *bus = calloc(1, sizeof(*bus));
@@ -41,6 +46,7 @@ struct shim_bus *shim_bus_new(void)
 	if (!bus)
 		return NULL;
 	pthread_mutex_init(&bus->lock, NULL);
+	shim_at_fork(&bus->at_fork, in_child);
 	for (unsigned space = 0; space < SHIM_SPACES; space++) {
 		atomic_init(&bus->tables[space], table_new(0));
 		if (!bus->tables[space]) {
@@ -63,6 +69,7 @@ void shim_bus_free(struct shim_bus *bus)
 	}
 	for (unsigned space = 0; space < SHIM_SPACES; space++)
 		free(bus->tables[space]);
+	shim_not_at_fork(&bus->at_fork);
 	pthread_mutex_destroy(&bus->lock);
 	free(bus);
 }

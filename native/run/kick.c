@@ -75,8 +75,10 @@ int shim_kick_thread(void)
 	return self;
 }
 
-static void after_fork(void)
+static void in_child(struct shim_at_fork *at_fork)
 {
+	(void)at_fork;
+	pthread_mutex_init(&lock, NULL);
 	self = 0;
 	current = NULL;
 	for (int i = 0; i < MAX_RUNNING; i++)
@@ -219,6 +221,7 @@ static void forward(unsigned i)
 
 static int init_locked(void)
 {
+	static struct shim_at_fork at_fork;
 	struct sigaction action;
 
 	if (kick_signal)
@@ -234,7 +237,7 @@ static int init_locked(void)
 		sigemptyset(&action.sa_mask);
 		if (sigaction(number, &action, NULL))
 			return -errno;
-		pthread_atfork(NULL, NULL, after_fork);
+		shim_at_fork(&at_fork, in_child);
 		kick_signal = number;
 		return 0;
 	}

@@ -17,8 +17,7 @@
 #include "shim.h"
 
 /* Numbers of places, of all vCPUs: a thread knows by it whether it is where it should be. */
-static uint64_t last_place;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* and for the masks */
+static _Atomic uint64_t last_place;
 static _Thread_local uint64_t placed __attribute__((tls_model("initial-exec")));
 
 /* The thread whose run is under way, in the guest or in a handler; 0: none. */
@@ -40,14 +39,14 @@ int shim_place(struct shim_vcpu *vcpu, const uint8_t *mask, unsigned length)
 
 	if (length > SHIM_PLACE_SIZE)
 		return -EINVAL;
-	pthread_mutex_lock(&lock);
+	pthread_mutex_lock(&vcpu->placing);
 	memcpy(before, vcpu->mask, SHIM_PLACE_SIZE);
 	memset(vcpu->mask, 0, SHIM_PLACE_SIZE);
 	memcpy(vcpu->mask, mask, length);
 	vcpu->places++;
 	/* The number first, then the look at the thread; a run sets the thread, then looks at the
 	 * number. So one of the two sees the other. */
-	atomic_store(&vcpu->place, ++last_place);
+	atomic_store(&vcpu->place, atomic_fetch_add(&last_place, 1) + 1);
 	thread = shim_thread(vcpu);
 	if (thread)
 		error = put(thread, vcpu->mask);
@@ -55,9 +54,11 @@ int shim_place(struct shim_vcpu *vcpu, const uint8_t *mask, unsigned length)
 		error = 0;
 	if (error) {
 		memcpy(vcpu->mask, before, SHIM_PLACE_SIZE);
-		atomic_store(&vcpu->place, --vcpu->places ? ++last_place : 0);
+		vcpu->places--;
+		atomic_store(&vcpu->place,
+			     vcpu->places ? atomic_fetch_add(&last_place, 1) + 1 : 0);
 	}
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&vcpu->placing);
 	return error;
 }
 
@@ -69,10 +70,10 @@ int shim_take_place(struct shim_vcpu *vcpu)
 
 	if (!number || number == placed)
 		return 0;
-	pthread_mutex_lock(&lock);
+	pthread_mutex_lock(&vcpu->placing);
 	error = put(0, vcpu->mask);
 	placed = error ? 0 : atomic_load(&vcpu->place);
-	pthread_mutex_unlock(&lock);
+	pthread_mutex_unlock(&vcpu->placing);
 	return error;
 }
 

@@ -14,6 +14,7 @@
  *   coalesce.c  KVM's ring of coalesced writes
  *   dirty.c     a vCPU's dirty ring
  *   vcpu.c      a vCPU's file descriptor, its mapping and its life
+ *   fork.c      what a fork()ed child finds
  * devices/   those of a PC, and what they are built of
  *   sink.c      where a device's output bytes go
  *   line.c      a device's interrupt line
@@ -97,6 +98,23 @@ API enum shim_pending {
 
 struct shim_vcpu;
 
+/* ------------------------------------------------------------------ fork.c */
+
+/* Part of what is told of forks. `in_child` runs in the child alone, before fork() returns: locks
+ * of the parent's may be held there, by threads that are not there. */
+struct shim_at_fork {
+	struct shim_at_fork *next, *previous;
+	void (*in_child)(struct shim_at_fork *at_fork);
+};
+#define SHIM_OF_FORK(type, at_fork) ((type *)((char *)(at_fork) - offsetof(type, at_fork)))
+
+void shim_at_fork(struct shim_at_fork *at_fork, void (*in_child)(struct shim_at_fork *at_fork));
+void shim_not_at_fork(struct shim_at_fork *at_fork);
+int shim_blank(void *address, size_t size);
+struct shim_unshared;
+API struct shim_unshared *shim_unshare(void *address, size_t size);
+API void shim_share(struct shim_unshared *unshared);
+
 /* ------------------------------------------------------------------ dispatch.c */
 
 /* data holds `size` bytes, little endian; a read arrives filled with ones. offset lies in the
@@ -127,6 +145,7 @@ struct shim_bus {
 	struct shim_table *retired;
 	_Atomic bool quiet_msrs; /* denied by the filter and nobody's: #GP, and the guest goes on */
 	pthread_mutex_t lock;
+	struct shim_at_fork at_fork;
 	_Atomic size_t coalesced; /* where a vCPU's mapping has the ring of coalesced writes, 0: off */
 	_Atomic int feeder;       /* the thread that hands its records out, 0: none */
 	_Atomic(struct shim_ioapic *) ioapic; /* gets the LAPICs' EOIs, NULL: they are exits */
@@ -164,6 +183,7 @@ void shim_coalesced_pop(struct shim_vcpu *vcpu);
 #define SHIM_FLUSH_NS 10000000
 
 API struct shim_sink {
+	struct shim_at_fork at_fork;
 	pthread_mutex_t lock;
 	int fd; /* -1: memory */
 	int error;
@@ -211,6 +231,7 @@ void shim_line_init(struct shim_line *line);
 void shim_line_connect(struct shim_line *line, const struct shim_line *to);
 void shim_line_disconnect(struct shim_line *line);
 void shim_line_drop(struct shim_line *line);
+void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock);
 void shim_line_set(struct shim_line *line, bool level);
 
 struct shim_uart;
@@ -311,6 +332,8 @@ API struct shim_vcpu {
 	struct shim_bus *bus;
 
 	int process; /* that made it */
+	struct shim_at_fork at_fork;
+	struct shim_unshared *unshared; /* the kvm_run page */
 	_Atomic int closed;
 	_Atomic int active; /* a run is under way, in C or in a Python handler */
 	_Atomic int thread; /* in C with this vCPU, 0: none. Kickers read it. */
@@ -324,6 +347,7 @@ API struct shim_vcpu {
 
 	_Atomic uint64_t place; /* the number of its place, 0: none was ever given */
 	uint64_t places;        /* given so far */
+	pthread_mutex_t placing; /* for these and the mask */
 	uint8_t mask[SHIM_PLACE_SIZE];
 
 	struct shim_report report;
@@ -359,6 +383,7 @@ API struct shim_vcpu {
 	uint64_t ring_size, ring_length;
 
 	struct kvm_dirty_gfn *dirty; /* NULL: not mapped */
+	struct shim_unshared *dirty_unshared;
 	uint32_t dirty_entries, dirty_next;
 
 	bool timing;

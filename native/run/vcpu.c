@@ -12,6 +12,18 @@
 
 #include "shim.h"
 
+/* The thread, the timer and the counters are the parent's. */
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_vcpu *vcpu = SHIM_OF_FORK(struct shim_vcpu, at_fork);
+
+	vcpu->thread = vcpu->timer_thread = vcpu->owner = 0;
+	vcpu->active = vcpu->parked = vcpu->pauses = 0;
+	pthread_mutex_init(&vcpu->placing, NULL);
+	vcpu->counters = &vcpu->own_counters;
+	shim_vcpu_close(vcpu);
+}
+
 struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 				uint64_t sync_supported, int *error)
 {
@@ -32,6 +44,14 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 		free(vcpu);
 		return NULL;
 	}
+	vcpu->unshared = shim_unshare(run, run_size);
+	if (!vcpu->unshared) {
+		*error = -ENOMEM;
+		munmap(run, run_size);
+		free(vcpu);
+		return NULL;
+	}
+	pthread_mutex_init(&vcpu->placing, NULL);
 	vcpu->fd = fd;
 	vcpu->process = getpid();
 	vcpu->run = run;
@@ -41,6 +61,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 	vcpu->sync_supported = sync_supported;
 	vcpu->shadow = (struct kvm_sync_regs *)(vcpu + 1);
 	vcpu->regs = sync_supported ? &vcpu->run->s.regs : vcpu->shadow + 1;
+	shim_at_fork(&vcpu->at_fork, in_child);
 	return vcpu;
 }
 
@@ -52,9 +73,6 @@ int shim_vcpu_close(struct shim_vcpu *vcpu)
 
 	if (atomic_exchange(&vcpu->closed, 1))
 		return 0;
-	/* After a fork that thread is in the other process, and so is the timer. */
-	if (vcpu->process != getpid())
-		vcpu->thread = vcpu->timer_thread = 0;
 	while (atomic_load(&vcpu->thread)) {
 		shim_kick(vcpu);
 		nanosleep(&pause, NULL);
@@ -64,10 +82,9 @@ int shim_vcpu_close(struct shim_vcpu *vcpu)
 	if (vcpu->timer_thread)
 		timer_delete(vcpu->timer);
 	vcpu->timer_thread = 0;
-	if (mmap(vcpu->run, vcpu->run_size, PROT_READ | PROT_WRITE,
-		 MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
-		return -errno;
-	error = shim_dirty_detach(vcpu);
+	error = shim_blank(vcpu->run, vcpu->run_size);
+	if (!error)
+		error = shim_dirty_detach(vcpu);
 	if (error)
 		return error;
 	return close(vcpu->fd) ? -errno : 0;
@@ -78,8 +95,11 @@ void shim_vcpu_free(struct shim_vcpu *vcpu)
 	if (!vcpu)
 		return;
 	shim_vcpu_close(vcpu);
+	shim_not_at_fork(&vcpu->at_fork);
 	shim_dirty_unmap(vcpu);
+	shim_share(vcpu->unshared);
 	munmap(vcpu->run, vcpu->run_size);
+	pthread_mutex_destroy(&vcpu->placing);
 	free(vcpu->ring);
 	free(vcpu);
 }

@@ -140,7 +140,7 @@ struct virtio_ops {
 	void (*write_config)(struct virtio_device *device, unsigned offset, const uint8_t *data,
 			     unsigned size);
 
-	/* Give the back end back. There is no worker; comes once. */
+	/* Give the back end back. There is no worker; comes once. In a fork()ed child, too. */
 	void (*close)(struct virtio_device *device);
 };
 
@@ -186,6 +186,7 @@ API struct virtio_device {
 	/* worker */
 	pthread_t thread;
 	bool running, closed; /* life */
+	struct shim_at_fork at_fork;
 	int epoll_fd, control_fd, interrupt_fd;
 
 	struct virtio_statistics statistics;

@@ -301,6 +301,32 @@ void shim_virtio_close(struct virtio_device *device)
 	pthread_mutex_unlock(&device->life);
 }
 
+static void init_locks(struct virtio_device *device)
+{
+	pthread_mutex_init(&device->work, NULL);
+	pthread_mutex_init(&device->registers, NULL);
+	pthread_mutex_init(&device->life, NULL);
+	pthread_cond_init(&device->turn, NULL);
+}
+
+/* Closed, as far as the child is concerned, with nothing of the parent's touched: the eventfds and
+ * the worker are the parent's. What the worker had under its hands is left as it lies. */
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct virtio_device *device = SHIM_OF_FORK(struct virtio_device, at_fork);
+
+	init_locks(device);
+	device->waiting = 0;
+	device->running = device->live = false;
+	device->memory = NULL;
+	for (unsigned i = 0; i < device->queues; i++)
+		device->queue[i].ready = false;
+	close_fds(device);
+	if (!device->closed && device->ops->close)
+		device->ops->close(device);
+	device->closed = true;
+}
+
 void virtio_init(struct virtio_device *device, const struct virtio_ops *ops, uint32_t id,
 		 unsigned queues, uint16_t queue_size)
 {
@@ -315,10 +341,8 @@ void virtio_init(struct virtio_device *device, const struct virtio_ops *ops, uin
 			.device = device, .index = i, .size_max = queue_size, .kick_fd = -1,
 		};
 	device->epoll_fd = device->control_fd = device->interrupt_fd = -1;
-	pthread_mutex_init(&device->work, NULL);
-	pthread_mutex_init(&device->registers, NULL);
-	pthread_mutex_init(&device->life, NULL);
-	pthread_cond_init(&device->turn, NULL);
+	init_locks(device);
+	shim_at_fork(&device->at_fork, in_child);
 }
 
 void shim_virtio_free(struct virtio_device *device)
@@ -326,6 +350,7 @@ void shim_virtio_free(struct virtio_device *device)
 	if (!device)
 		return;
 	shim_virtio_close(device);
+	shim_not_at_fork(&device->at_fork);
 	pthread_cond_destroy(&device->turn);
 	pthread_mutex_destroy(&device->life);
 	pthread_mutex_destroy(&device->registers);

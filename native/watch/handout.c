@@ -43,8 +43,8 @@ void shim_published_unmap(struct shim_published *published, size_t size)
 #define BACKLOG 16
 
 struct shim_handout {
-	int socket;
-	int process; /* that made it */
+	struct shim_at_fork at_fork;
+	int socket; /* -1: the thread is in the parent, which goes on handing out */
 	pthread_t thread;
 	size_t length;
 	unsigned fd_count;
@@ -162,6 +162,14 @@ static int start(struct shim_handout *handout)
 	return -error;
 }
 
+static void in_child(struct shim_at_fork *at_fork)
+{
+	struct shim_handout *handout = SHIM_OF_FORK(struct shim_handout, at_fork);
+
+	close(handout->socket);
+	handout->socket = -1;
+}
+
 /*
  * Message and descriptors for who connects to the abstract `name`. The descriptors stay the
  * caller's, and open until shim_handout_close(). 0, or -errno.
@@ -182,11 +190,11 @@ int shim_handout_open(struct shim_handout **result, const uint8_t *name, size_t 
 		memcpy(handout->fds + fd_count, message, length);
 	handout->length = length;
 	handout->fd_count = fd_count;
-	handout->process = getpid();
 	handout->socket = error = listen_at(name, name_length);
 	if (error >= 0) {
 		error = start(handout);
 		if (!error) {
+			shim_at_fork(&handout->at_fork, in_child);
 			*result = handout;
 			return 0;
 		}
@@ -196,15 +204,15 @@ int shim_handout_open(struct shim_handout **result, const uint8_t *name, size_t 
 	return error;
 }
 
-/* After a fork the thread is in the other process, which goes on handing out. */
 void shim_handout_close(struct shim_handout *handout)
 {
 	if (!handout)
 		return;
-	if (handout->process == getpid()) {
+	shim_not_at_fork(&handout->at_fork);
+	if (handout->socket >= 0) {
 		shutdown(handout->socket, SHUT_RDWR);
 		pthread_join(handout->thread, NULL);
+		close(handout->socket);
 	}
-	close(handout->socket);
 	free(handout);
 }

@@ -4,7 +4,6 @@ import fcntl
 import gc
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -260,77 +259,6 @@ def test_descriptors_are_close_on_exec(start, vm):
         cpu = start("hlt")
         for fd in (kvm.fileno(), vm.fileno(), cpu.fileno()):
             assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-
-
-def in_child(action):
-    """Fork, run ``action`` in the child, and give what it says or raises, within ten seconds."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        signal.alarm(20 * (10 if RIG else 1))  # a child that hangs dies
-        try:
-            text = str(action())
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(writer, text.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as stream:
-        text = stream.read().decode()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the child ended with {status:#x}"
-    return text
-
-
-FORKED = {
-    "run": lambda vm, cpu: cpu.run(timeout=1),
-    "regs": lambda vm, cpu: cpu.regs.rip,
-    "sregs": lambda vm, cpu: cpu.sregs.cr3,
-    "msrs": lambda vm, cpu: cpu.msrs["TSC"],
-    "vcpu": lambda vm, cpu: vm.vcpu(),
-    "enter": lambda vm, cpu: cpu.enter(kvmpy.LONG_MODE, rip=0x1000),
-    "add memory": lambda vm, cpu: vm.memory.add(1 << 30, "1M"),
-    "irq": lambda vm, cpu: vm.irq_line(4, 1),
-}
-
-
-@pytest.mark.parametrize("use", FORKED.values(), ids=FORKED)
-def test_use_after_fork(start, vm, use):
-    """A child gets ForkedError, which says what to do; the parent goes on (correctness 21)."""
-    cpu = start("out 0x10, al; hlt")
-    cpu.run(timeout=5)
-    text = in_child(lambda: use(vm, cpu))
-    assert text.startswith("ForkedError: ")
-    assert str(os.getpid()) in text
-    assert cpu.run(timeout=5) == kvmpy.Hlt()
-
-
-def test_child_makes_its_own(start, vm):
-    """A new VM in the child works, and closing the parent's there harms nobody."""
-    cpu = start("out 0x10, al; hlt")
-    cpu.run(timeout=5)
-
-    def child():
-        vm.close()
-        with kvmpy.VM("1M") as own:
-            own.load(b"\xf4", at=0x1000)
-            one = own.vcpu()
-            one.enter(kvmpy.LONG_MODE, rip=0x1000)
-            return one.run(timeout=5)
-
-    assert in_child(child) == "Hlt()"
-    assert cpu.run(timeout=5) == kvmpy.Hlt()
-
-
-def test_fork_while_a_vcpu_runs(start, vm, run_in_thread):
-    """The child can close what it got, and ends; the parent's guest runs on."""
-    cpu = start(SPIN, ring=3)
-    runner = run_in_thread(cpu)
-    time.sleep(0.02)
-    assert in_child(lambda: (cpu.close(), vm.close(), "closed")[-1]) == "closed"
-    assert runner.is_alive()
-    cpu.kick()
-    assert runner.result() == kvmpy.Kicked(0)
 
 
 def test_interpreter_exit_with_a_running_guest():

@@ -9,7 +9,7 @@ import os
 import stat
 
 from ...arguments import nanoseconds
-from ...errors import ClosedError
+from ...fd import gone
 from ...shim import lib
 from ..sink import KEEP_BYTES
 from .device import VirtioDevice
@@ -73,7 +73,7 @@ class VirtioConsole(VirtioDevice):
         ...     console.redirect(None)
         """
         if self.closed:
-            raise ClosedError("this device is closed")
+            raise gone("device", self._process)
         lib.shim_virtio_console_redirect(self._virtio, *self._target(fd))
 
     def flush(self, timeout: float | None = 5.0) -> bool:

@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ClosedError, GuestMemoryError, KvmpyError
-from ...fd import Owner
+from ...errors import GuestMemoryError, KvmpyError
+from ...fd import Owner, gone, hears_of_forks
 from ...shim import ffi, lib
 from ...values import dataclass
 
@@ -67,6 +67,13 @@ class VirtioDevice(Owner):
         self._closed = False
         self._gpa = -1
         self._gsi: int | None = None
+        self._process = os.getpid()
+        hears_of_forks(self)
+
+    def _in_child(self) -> None:
+        self._closed, self._undo = True, contextlib.ExitStack()
+        self._memory = self._follower = self._vm = None
+        self._unpin()
 
     @property
     def _device(self) -> Any:
@@ -119,7 +126,7 @@ class VirtioDevice(Owner):
         1
         """
         if self._closed:
-            raise ClosedError("this device is closed")
+            raise gone("device", self._process)
         if self._memory is not None:
             raise KvmpyError("this device is connected already: disconnect() it first")
         try:
