@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import Any
 
-from ..fd import Owner
+from ..fd import Owner, hears_of_forks
 from ..shim import ffi, lib
 
 #: Output kept for a host that never reads it; beyond that the oldest goes.
@@ -26,21 +27,30 @@ class Sink(Owner):
         if sink == ffi.NULL:
             raise MemoryError("no memory for a sink")
         self._sink: Any = ffi.gc(sink, lib.shim_sink_free)
+        self._taking = threading.Lock()  # guards the next two: what is taken is put in its order
         self._kept = bytearray()
         #: Bytes that were dropped because nobody took them.
         self.dropped = 0
+        hears_of_forks(self)
+
+    def _in_child(self) -> None:
+        self._taking = threading.Lock()
 
     def drain(self) -> None:
         """Move what the C side holds into memory.
 
         >>> kvmpy.Sink().drain()
         """
+        with self._taking:
+            self._drain()
+
+    def _drain(self) -> None:
         if self._sink.fd >= 0:
             return
-        size = lib.SHIM_SINK_SIZE
+        size = lib.SHIM_SINK_SIZE  # all that it can hold: once is enough
         buffer = ffi.new("uint8_t[]", size)
-        while count := lib.shim_sink_take(self._sink, buffer, size):
-            self._kept += ffi.buffer(buffer, count)
+        count = lib.shim_sink_take(self._sink, buffer, size)
+        self._kept += ffi.buffer(buffer, count)
         excess = len(self._kept) - KEEP_BYTES
         if excess > 0:
             del self._kept[:excess]
@@ -53,8 +63,9 @@ class Sink(Owner):
         >>> kvmpy.Sink().output
         b''
         """
-        self.drain()
-        return bytes(self._kept)
+        with self._taking:
+            self._drain()
+            return bytes(self._kept)
 
     def take(self) -> bytes:
         """All that is kept, which is then forgotten.
@@ -62,8 +73,9 @@ class Sink(Owner):
         >>> kvmpy.Sink().take()
         b''
         """
-        output = self.output
-        self._kept.clear()
+        with self._taking:
+            self._drain()
+            output, self._kept = bytes(self._kept), bytearray()
         return output
 
     def flush(self) -> int:

@@ -78,7 +78,7 @@ static int post_access(struct shim_device *device, struct shim_vcpu *vcpu, uint6
 	(void)vcpu, (void)offset, (void)size;
 	if (is_write) {
 		post->last = data[0];
-		post->writes++;
+		__atomic_fetch_add(&post->writes, 1, __ATOMIC_RELAXED);
 	} else {
 		data[0] = post->last;
 	}
