@@ -19,6 +19,12 @@ if TYPE_CHECKING:
         def _in_child(self) -> None:
             """Let go of what is the parent's, of locks and of threads, and touch none of it."""
 
+    class Connected(Protocol):
+        """What knows a descriptor by its number, as a device does its VM's."""
+
+        def disconnect(self) -> None:
+            """Forget it."""
+
     class HasFileno(Protocol):
         """An object with a descriptor: a file, a socket, a :class:`Descriptor`."""
 
@@ -59,7 +65,7 @@ def gone(what: str, process: int) -> ClosedError:
     >>> kvmpy.fd.gone("VM", os.getpid())
     ClosedError('this VM is closed')
     """
-    if process == os.getpid():
+    if process in (os.getpid(), Descriptor._process):
         return ClosedError(f"this {what} is closed")
     return ForkedError(
         f"this {what} was made by process {process}, and KVM binds a VM to its process: make a new "
@@ -86,6 +92,8 @@ class Descriptor(Owner):
     _fd = -1
     #: The process that made it: KVM binds a VM, and all that is of it, to that one.
     _process = -1
+    #: What knows it by its number.
+    _connected: weakref.WeakSet[Connected] | None = None
     #: What it is, for messages.
     _what = "descriptor"
 
@@ -133,6 +141,8 @@ class Descriptor(Owner):
         """
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            for connected in list(self._connected or ()):
+                connected.disconnect()  # before the number can be another's
             os.close(fd)
 
     def __enter__(self) -> Self:
@@ -163,3 +173,15 @@ def owner_of(fd: int) -> Descriptor | None:
     """
     found = _open.get(fd)
     return found if found is not None and found._fd == fd else None
+
+
+def known_to(fd: int, connected: Connected) -> None:
+    """Have ``connected.disconnect()`` called before the object that has ``fd`` open closes it.
+
+    >>> kvmpy.fd.known_to(vm.fileno(), kvmpy.Uart())
+    """
+    owner = owner_of(fd)
+    if owner is not None:
+        if owner._connected is None:
+            owner._connected = weakref.WeakSet()
+        owner._connected.add(connected)

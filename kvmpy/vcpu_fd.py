@@ -64,7 +64,8 @@ class VcpuFd(Descriptor):
         if shim == ffi.NULL:
             os.close(fd)
             raise KvmIoctlError("mmap", -error[0], "the kvm_run page of a new vCPU")
-        self._shim: Any = ffi.gc(shim, lib.shim_vcpu_free)
+        # A register view may outlive this object: it, too, keeps the bus.
+        self._shim: Any = ffi.gc(shim, lambda shim, bus=self._bus._bus: lib.shim_vcpu_free(shim))
         self._opened(fd, vm.fileno())
         whole = memoryview(ffi.buffer(self._shim)).cast("B")
         report = ffi.offsetof("struct shim_vcpu", "report")

@@ -227,11 +227,15 @@ class VM(
         finally:
             self._close_vm()
 
+    def _in_child(self) -> None:
+        super()._in_child()
+        self._bus = None
+
     def _close_vm(self) -> None:
         for device in self._bus.devices() if self._bus else ():
             disconnect = getattr(device, "disconnect", None)
             if disconnect is not None:
-                disconnect()  # its interrupt line is this VM's: the descriptor's number is not
+                disconnect()
         self._close_stats()
         super().close()
         self._bus = None

@@ -40,7 +40,7 @@ class VmFd(Asked):
         >>> list(vm.bus.devices())
         []
         """
-        if self._bus is None or self._fd < 0:
+        if self._bus is None:
             raise gone(self._what, self._process)
         return self._bus
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..fd import Owner
+from ..fd import Owner, known_to
 from ..shim import ffi, lib
 from .ports import _owned
 
@@ -79,6 +79,7 @@ class PowerManagement(Owner):
         ...     pm.connect_line(vm.fileno(), kvmpy.x86.layout.SCI_IRQ)
         ...     vm.attach(pm, kvmpy.x86.layout.ACPI_PM_PORT)
         """
+        known_to(vm_fd, self)
         lib.shim_pm_connect_line(self._pm, vm_fd, gsi)
 
     def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:

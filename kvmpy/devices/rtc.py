@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..fd import Owner
+from ..fd import Owner, known_to
 from ..shim import ffi, lib
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Rtc(Owner):
         ...     rtc.connect_line(vm.fileno(), kvmpy.x86.layout.RTC_IRQ)
         ...     vm.attach(rtc, kvmpy.x86.layout.RTC_PORT)
         """
+        known_to(vm_fd, self)
         _check(lib.shim_rtc_connect(self._rtc, vm_fd, gsi, -1))
 
     def connect_eventfd(self, eventfd: int) -> None:

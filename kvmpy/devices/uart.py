@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from ..fd import Owner
+from ..fd import Owner, known_to
 from ..shim import ffi, lib
 from .sink import Sink
 
@@ -76,6 +77,7 @@ class Uart(Owner):
         >>> serial.disconnect()
         >>> vm.close()
         """
+        known_to(vm_fd, self)
         lib.shim_uart_connect_line(self._device, vm_fd, gsi)
 
     def connect_eventfd(self, eventfd: int) -> None:
@@ -87,7 +89,9 @@ class Uart(Owner):
         >>> serial.disconnect()
         >>> os.close(event)
         """
-        lib.shim_uart_connect_eventfd(self._device, eventfd)
+        error = lib.shim_uart_connect_eventfd(self._device, eventfd)
+        if error:
+            raise OSError(-error, os.strerror(-error))
 
     def connect_ioapic(self, ioapic: Ioapic, pin: int) -> None:
         """Interrupt through ``pin`` (0..23) of a user-space I/O APIC, as the guest has it: an edge

@@ -11,7 +11,6 @@ import os
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from ..arguments import check_handler, integer
@@ -21,7 +20,6 @@ from ..shim import ffi, lib
 
 #: ``handler(address, size, value)``: value is None for a read, whose answer it returns.
 AccessHandler = Callable[[int, int, int | None], int | None]
-_T = TypeVar("_T")
 _H = TypeVar("_H", bound=AccessHandler)
 _B = TypeVar("_B", bound="Callable[[WriteBatch], None]")
 
@@ -124,16 +122,52 @@ def _bounds(ports: int | range) -> tuple[int, int]:
     return integer(ports, "ports"), 1
 
 
-@contextmanager
-def _listed(those: list[_T], one: _T) -> Iterator[int]:
-    """``one`` at the end of the list, and its number, before the table has it: a vCPU may ask at
-    once. Not if what comes then fails."""
-    those.append(one)
-    try:
-        yield len(those) - 1
-    except BaseException:
-        those.pop()
-        raise
+class Numbered(list[Any]):
+    """What the tables know by number, at its place."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+
+    def put(self, one: object) -> int:
+        """Its number from now on.
+
+        >>> from kvmpy.run.bus import Numbered
+        >>> Numbered().put(print)
+        0
+        """
+        if self._free:
+            number = self._free.pop()
+            self[number] = one
+        else:
+            number = len(self)
+            self.append(one)
+        return number
+
+    def drop(self, number: int) -> None:
+        """Another can have the number.
+
+        >>> from kvmpy.run.bus import Numbered
+        >>> numbered = Numbered()
+        >>> numbered.drop(numbered.put(print)); numbered.put(len)
+        0
+        """
+        self[number] = None
+        self._free.append(number)
+
+
+class _Claim:
+    """Of a range: what C or Python has there, and its number if it goes by one."""
+
+    __slots__ = ("number", "numbers", "released_at", "what")
+
+    def __init__(self, what: object, numbers: Numbered | None):
+        self.what, self.numbers, self.number = what, numbers, 0
+        #: The generation of tables that no longer had it.
+        self.released_at = 0
+
+    def drop(self) -> None:
+        if self.numbers is not None:
+            self.numbers.drop(self.number)
 
 
 class Bus(Owner):
@@ -144,30 +178,82 @@ class Bus(Owner):
         if bus == ffi.NULL:
             raise MemoryError("no memory for a bus")
         self._bus = ffi.gc(bus, lib.shim_bus_free)
-        #: Numbers in the table are places in these lists: one claim at a time.
-        self._claiming = threading.Lock()
-        self.handlers: list[AccessHandler] = []
-        self.batch_handlers: list[Callable[[WriteBatch], None]] = []
-        self.msr_handlers: list[Callable[..., Any]] = []
-        #: C memory that the table points into.
-        self._kept: list[object] = []
+        # Guards all below. Signal handlers may claim, too.
+        self._claiming = threading.RLock()
+        self.handlers, self.batch_handlers, self.msr_handlers = Numbered(), Numbered(), Numbered()
+        self._claims: dict[tuple[int, int], _Claim] = {}  # by space and first address
+        self._released: list[_Claim] = []  # that vCPUs may still be looking at
+        self._oldest = ffi.new("uint64_t[2]")
         hears_of_forks(self)
 
     def _in_child(self) -> None:
-        self._claiming = threading.Lock()
+        self._claiming = threading.RLock()
+
+    # -- claims of any kind
 
     def _claim(
-        self, mmio: bool, first: int, length: int, owner: int, handler: int = 0, target: Any = None
-    ) -> None:
+        self, space: int, first: int, length: int, owner: int,
+        what: object, numbers: Numbered | None = None, target: Any = ffi.NULL,
+    ) -> int:  # fmt: skip
+        """0 or -errno."""
+        claim = _Claim(what, numbers)
+        with self._claiming:
+            gone = self._reclaim()
+            if numbers is not None:  # before the table has it: a vCPU may ask at once
+                claim.number = numbers.put(what)
+            error = -errno.EINVAL
+            try:
+                error = lib.shim_bus_claim(
+                    self._bus, space, first, length, owner, claim.number, target
+                )
+            finally:
+                if error:
+                    claim.drop()
+                else:
+                    self._claims[space, first] = claim
+        del gone  # without the lock: what ends here may claim or release itself
+        return int(error)
+
+    def _release(self, space: int, first: int) -> int:
+        """0 or -errno."""
+        with self._claiming:
+            error: int = lib.shim_bus_release(self._bus, space, first)
+            if not error:
+                claim = self._claims.pop((space, first))
+                claim.released_at = lib.shim_bus_generation(self._bus)
+                self._released.append(claim)
+            gone = self._reclaim()
+        del gone
+        return error
+
+    def _reclaim(self) -> list[_Claim]:
+        """What was released goes once no vCPU can be looking at it, or has writes for it."""
+        lib.shim_bus_reclaim(self._bus, self._oldest)
+        looked_at, in_rings = self._oldest
+        gone: list[_Claim] = []
+        left: list[_Claim] = []
+        for claim in self._released:
+            oldest = in_rings if claim.numbers is self.batch_handlers else looked_at
+            (left if claim.released_at > oldest else gone).append(claim)
+        self._released = left
+        for claim in gone:
+            claim.drop()
+        return gone
+
+    # -- ports and addresses
+
+    def _claim_range(
+        self, mmio: bool, first: int, length: int, owner: int,
+        what: object, numbers: Numbered | None = None, target: Any = None,
+    ) -> None:  # fmt: skip
         first, length = integer(first, "first"), integer(length, "length")
+        kind = "MMIO" if mmio else "port"
         end = 1 << 64 if mmio else 1 << 16
         if first < 0 or not 1 <= length < 1 << 64 or first + length > end:
-            kind = "MMIO range" if mmio else "port range"
-            raise ClaimError(f"{kind} {first:#x}+{length:#x} is not one")
+            raise ClaimError(f"{kind} range {first:#x}+{length:#x} is not one")
         pointer = ffi.NULL if target is None else ffi.cast("void *", target)
-        error = lib.shim_bus_claim(self._bus, mmio, first, length, owner, handler, pointer)
+        error = self._claim(int(mmio), first, length, owner, what, numbers, pointer)
         if error == -errno.EEXIST:
-            kind = "MMIO" if mmio else "port"
             raise ClaimError(
                 f"{kind} {first:#x}..{first + length - 1:#x} overlaps a range that is claimed"
             )
@@ -182,16 +268,15 @@ class Bus(Owner):
         >>> vm.bus.handle(0x10, 1, lambda port, size, value: 42)
         """
         check_handler(handler)
-        with self._claiming, _listed(self.handlers, handler) as number:
-            self._claim(mmio, first, length, lib.SHIM_OWNER_PYTHON, number)
+        self._claim_range(mmio, first, length, lib.SHIM_OWNER_PYTHON, handler, self.handlers)
 
     def attach(self, device: BusDevice, first: int, *, mmio: bool = False) -> None:
         """Have a C device answer ``device.length`` ports (bytes, with ``mmio``) from ``first``.
 
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
         """
-        with self._claiming, _listed(self._kept, device):
-            self._claim(mmio, first, device.length, lib.SHIM_OWNER_DEVICE, 0, device._device)
+        owner, target = lib.SHIM_OWNER_DEVICE, device._device
+        self._claim_range(mmio, first, device.length, owner, device, target=target)
 
     def count(self, first: int, length: int, *, mmio: bool = False) -> Counter:
         """Count accesses, and do nothing else.
@@ -200,8 +285,8 @@ class Bus(Owner):
         <Counter 0 reads, 0 writes>
         """
         counter = Counter()
-        with self._claiming, _listed(self._kept, counter):
-            self._claim(mmio, first, length, lib.SHIM_OWNER_COUNTER, 0, counter._counter)
+        owner, target = lib.SHIM_OWNER_COUNTER, counter._counter
+        self._claim_range(mmio, first, length, owner, counter, target=target)
         return counter
 
     def defer(
@@ -217,8 +302,7 @@ class Bus(Owner):
         >>> vm.bus.defer(0x10, 1, lambda batch: print(len(batch)))
         """
         check_handler(handler)
-        with self._claiming, _listed(self.batch_handlers, handler) as number:
-            self._claim(mmio, first, length, lib.SHIM_OWNER_RING, number)
+        self._claim_range(mmio, first, length, lib.SHIM_OWNER_RING, handler, self.batch_handlers)
 
     def release(self, first: int, *, mmio: bool = False) -> None:
         """Take back the claim that starts at ``first``.
@@ -226,7 +310,7 @@ class Bus(Owner):
         >>> vm.bus.attach(kvmpy.PostPort(), 0x80)
         >>> vm.bus.release(0x80)
         """
-        error = lib.shim_bus_release(self._bus, mmio, first)
+        error = self._release(int(mmio), first)
         if error == -errno.ENOENT:
             raise ClaimError(f"no claim starts at {first:#x}")
         if error:
@@ -240,17 +324,14 @@ class Bus(Owner):
         >>> vm.bus.handle_msr(0x10, 1, lambda index, value: 0, is_write=False)
         """
         check_handler(handler)
-        space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
-        with self._claiming, _listed(self.msr_handlers, handler) as number:
-            error = lib.shim_bus_claim(
-                self._bus, space, first, count, lib.SHIM_OWNER_PYTHON, number, ffi.NULL
-            )
-            if error == -errno.EEXIST:
-                raise ClaimError(f"MSRs {first:#x}..{first + count - 1:#x}: some have a handler")
-            if error == -errno.EINVAL:
-                raise ClaimError(f"MSRs {first:#x}+{count:#x} are not in 0..2**32-1")
-            if error:
-                raise OSError(-error, os.strerror(-error))
+        space, owner = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR, lib.SHIM_OWNER_PYTHON
+        error = self._claim(space, first, count, owner, handler, self.msr_handlers)
+        if error == -errno.EEXIST:
+            raise ClaimError(f"MSRs {first:#x}..{first + count - 1:#x}: some have a handler")
+        if error == -errno.EINVAL:
+            raise ClaimError(f"MSRs {first:#x}+{count:#x} are not in 0..2**32-1")
+        if error:
+            raise OSError(-error, os.strerror(-error))
 
     def release_msr(self, first: int, *, is_write: bool) -> None:
         """Take back the claim of reads, or writes, that starts at MSR ``first``.
@@ -259,17 +340,19 @@ class Bus(Owner):
         >>> vm.bus.release_msr(0x10, is_write=False)
         """
         space = lib.SHIM_WRMSR if is_write else lib.SHIM_RDMSR
-        error = lib.shim_bus_release(self._bus, space, first)
+        error = self._release(space, first)
         if error == -errno.ENOENT:
             raise ClaimError(f"no handler's MSRs start at {first:#x}")
         if error:
             raise OSError(-error, os.strerror(-error))
 
     def devices(self) -> Iterator[object]:
-        """Everything attached so far.
+        """Everything that is attached.
 
         >>> vm.attach(kvmpy.PostPort(), 0x80)
         >>> len(list(vm.bus.devices()))
         1
         """
-        return iter(self._kept)
+        with self._claiming:
+            claims = list(self._claims.values())
+        return (claim.what for claim in claims if claim.numbers is None)

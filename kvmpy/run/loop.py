@@ -255,6 +255,7 @@ class VcpuRun(VcpuAnswers, VcpuThread):
             if lib.shim_vcpu_ring(shim, RING_SIZE):
                 raise MemoryError(f"no memory for a ring of {RING_SIZE} writes")
             return
+        handlers = list(self._bus.batch_handlers)  # before their writes are out of the ring
         length, shim.ring_length = shim.ring_length, 0
         # A slice that a handler keeps holds the buffer, the buffer this pointer, and that the ring.
         ring = ffi.gc(shim.ring, lambda _, keep=shim: None)
@@ -262,7 +263,6 @@ class VcpuRun(VcpuAnswers, VcpuThread):
             memoryview(ffi.buffer(ring, length * 32)).cast("B") as raw,
             raw.cast("Q") as words,
         ):
-            handlers = list(self._bus.batch_handlers)  # others may be added at any time
             parts = split_by_handler(words, len(handlers))
             _call_all(handlers, parts)
 

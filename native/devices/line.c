@@ -1,27 +1,43 @@
 /*
  * A device's interrupt line, whatever is at its other end. The caller holds its device's lock.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "shim.h"
+
+static void close_eventfd(const struct shim_line *line)
+{
+	if (line->eventfd >= 0)
+		close(line->eventfd);
+}
 
 void shim_line_init(struct shim_line *line)
 {
 	*line = (struct shim_line){ .vm_fd = -1, .eventfd = -1 };
 }
 
-/* The line is low afterwards; an I/O APIC is told, KVM is not: its descriptor may be gone. */
-void shim_line_connect(struct shim_line *line, const struct shim_line *to)
+/* The line is low afterwards; an I/O APIC is told, KVM is not: its descriptor may be gone. 0, or
+ * -errno: there is no descriptor left for a duplicate, and the line leads where it did. */
+int shim_line_connect(struct shim_line *line, const struct shim_line *to)
 {
+	int eventfd = to->eventfd < 0 ? -1 : fcntl(to->eventfd, F_DUPFD_CLOEXEC, 0);
+
+	if (to->eventfd >= 0 && eventfd < 0)
+		return -errno;
 	if (to->ioapic)
 		shim_ioapic_hold(to->ioapic);
 	if (line->ioapic) {
 		shim_ioapic_set_line(line->ioapic, line->gsi, false);
 		shim_ioapic_put(line->ioapic);
 	}
+	close_eventfd(line);
 	*line = *to;
+	line->eventfd = eventfd;
 	line->level = false;
+	return 0;
 }
 
 void shim_line_disconnect(struct shim_line *line)
@@ -36,6 +52,7 @@ void shim_line_disconnect(struct shim_line *line)
 void shim_line_drop(struct shim_line *line)
 {
 	shim_ioapic_put(line->ioapic);
+	close_eventfd(line);
 	shim_line_init(line);
 }
 
@@ -43,6 +60,7 @@ void shim_line_drop(struct shim_line *line)
 void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock)
 {
 	pthread_mutex_init(lock, NULL);
+	close_eventfd(line);
 	line->vm_fd = line->eventfd = -1;
 }
 

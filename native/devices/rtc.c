@@ -435,11 +435,13 @@ static int start_thread(struct shim_rtc *rtc)
 
 static int connect_to(struct shim_rtc *rtc, const struct shim_line *to)
 {
+	int error;
+
 	shim_rtc_disconnect(rtc);
 	pthread_mutex_lock(&rtc->lock);
-	shim_line_connect(&rtc->line, to);
+	error = shim_line_connect(&rtc->line, to);
 	pthread_mutex_unlock(&rtc->lock);
-	return start_thread(rtc);
+	return error ? error : start_thread(rtc);
 }
 
 /* The interrupt as a line of the in-kernel irqchip (eventfd -1) or as an eventfd (vm_fd -1).

@@ -374,12 +374,15 @@ void shim_uart_free(struct shim_uart *uart)
 	free(uart);
 }
 
-static void connect_to(struct shim_uart *uart, const struct shim_line *to)
+static int connect_to(struct shim_uart *uart, const struct shim_line *to)
 {
+	int error;
+
 	pthread_mutex_lock(&uart->lock);
-	shim_line_connect(&uart->line, to);
+	error = shim_line_connect(&uart->line, to);
 	update_interrupt(uart);
 	pthread_mutex_unlock(&uart->lock);
+	return error;
 }
 
 /* The interrupt as a line of the in-kernel irqchip; vm_fd -1 disconnects. */
@@ -388,10 +391,10 @@ void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi)
 	connect_to(uart, &(struct shim_line){ .vm_fd = vm_fd, .eventfd = -1, .gsi = gsi });
 }
 
-/* The interrupt as an eventfd that an irqfd listens to; -1 disconnects. */
-void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd)
+/* The interrupt as an eventfd that an irqfd listens to; -1 disconnects. 0 or -errno. */
+int shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd)
 {
-	connect_to(uart, &(struct shim_line){ .vm_fd = -1, .eventfd = eventfd });
+	return connect_to(uart, &(struct shim_line){ .vm_fd = -1, .eventfd = eventfd });
 }
 
 /* The interrupt as a pin of an I/O APIC of ours. */

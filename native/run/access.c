@@ -50,7 +50,10 @@ static bool to_ring(struct shim_vcpu *vcpu, const struct access *access, unsigne
 
 	if (vcpu->ring_length == vcpu->ring_size)
 		return false;
-	record = &vcpu->ring[vcpu->ring_length++];
+	if (!vcpu->ring_length)
+		__atomic_store_n(&vcpu->ring_looking, atomic_load(&vcpu->looking), __ATOMIC_SEQ_CST);
+	record = &vcpu->ring[vcpu->ring_length];
+	__atomic_store_n(&vcpu->ring_length, vcpu->ring_length + 1, __ATOMIC_RELEASE);
 	record->address = access->address;
 	record->value = value_of(access, element);
 	record->size = access->size | (uint64_t)handler << 16 | (uint64_t)access->is_mmio << 63;
@@ -96,21 +99,29 @@ int shim_access_deliver(struct shim_vcpu *vcpu, const struct shim_range *range,
 	return SHIM_EXIT;
 }
 
+static int dispatch_eoi(struct shim_vcpu *vcpu, uint8_t vector)
+{
+	struct shim_ioapic *ioapic;
+
+	shim_bus_look(vcpu);
+	ioapic = atomic_load(&vcpu->bus->ioapic);
+	return ioapic ? shim_ioapic_eoi(ioapic, vcpu, vector) : SHIM_EXIT;
+}
+
 /* Any exit but an access. MSRs can have a Python handler, EOIs are the I/O APIC's; all others end
  * the run. */
 static int dispatch_other(struct shim_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
 	bool is_write = run->exit_reason == KVM_EXIT_X86_WRMSR;
-	struct shim_ioapic *ioapic = atomic_load(&vcpu->bus->ioapic);
 	const struct shim_range *range;
 
 	vcpu->pending = shim_reply_begin(run);
-	if (run->exit_reason == KVM_EXIT_IOAPIC_EOI && ioapic)
-		return shim_ioapic_eoi(ioapic, vcpu, run->eoi.vector);
+	if (run->exit_reason == KVM_EXIT_IOAPIC_EOI)
+		return dispatch_eoi(vcpu, run->eoi.vector);
 	if (!is_write && run->exit_reason != KVM_EXIT_X86_RDMSR)
 		return SHIM_EXIT;
-	range = shim_bus_find(vcpu->bus, is_write ? SHIM_WRMSR : SHIM_RDMSR, run->msr.index);
+	range = shim_bus_find(vcpu, is_write ? SHIM_WRMSR : SHIM_RDMSR, run->msr.index);
 	if (!range) {
 		if (run->msr.reason != KVM_MSR_EXIT_REASON_FILTER ||
 		    !atomic_load(&vcpu->bus->quiet_msrs))
@@ -139,7 +150,7 @@ int shim_dispatch(struct shim_vcpu *vcpu, unsigned first)
 	/* Before anyone answers, or an unclaimed read would hand out the previous exit's bytes. */
 	if (!access.is_write && !first)
 		memset(access.data, 0xff, access.size * access.count);
-	range = shim_bus_find(vcpu->bus, access.is_mmio, access.address);
+	range = shim_bus_find(vcpu, access.is_mmio, access.address);
 	if (unlikely(!range)) {
 		vcpu->pending = access.is_write ? SHIM_PENDING_COMPLETE : SHIM_PENDING_REPLY;
 		return SHIM_EXIT;

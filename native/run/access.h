@@ -17,6 +17,12 @@ struct access {
 	bool is_write, is_mmio;
 };
 
+/* The vCPU has no more to do with what it found in the tables. */
+static inline void shim_looked(struct shim_vcpu *vcpu)
+{
+	atomic_store_explicit(&vcpu->looking, 0, memory_order_release);
+}
+
 bool shim_access_describe(struct shim_vcpu *vcpu, struct access *access);
 int shim_access_deliver(struct shim_vcpu *vcpu, const struct shim_range *range,
 			const struct access *access, unsigned element);

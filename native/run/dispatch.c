@@ -3,8 +3,8 @@
  *
  * A bus has one sorted table of ranges for ports, one for MMIO, and two for MSRs: reads and writes.
  * vCPU threads look addresses up without a lock while Python adds and removes ranges, so a
- * published table is never changed: a claim copies it, and the old one is kept until the bus is
- * freed.
+ * published table is never changed: a claim copies it, and the old one is freed once no vCPU can
+ * still be looking at it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,6 +14,7 @@
 
 struct shim_table {
 	struct shim_table *older; /* retired tables, chained */
+	uint64_t retired_at;      /* the generation that came instead */
 	size_t length;
 	struct shim_range ranges[];
 };
@@ -45,6 +46,7 @@ struct shim_bus *shim_bus_new(void)
 
 	if (!bus)
 		return NULL;
+	bus->generation = 1;
 	pthread_mutex_init(&bus->lock, NULL);
 	shim_at_fork(&bus->at_fork, in_child);
 	for (unsigned space = 0; space < SHIM_SPACES; space++) {
@@ -90,14 +92,24 @@ static size_t lower_bound(const struct shim_table *table, uint64_t address)
 	return low;
 }
 
+/* From here on what the tables have stays, until shim_run() enters the guest or ends. The store
+ * comes before any look, for all to see: who reclaims sees it, or we see the newer table. */
+void shim_bus_look(struct shim_vcpu *vcpu)
+{
+	if (!atomic_load_explicit(&vcpu->looking, memory_order_relaxed))
+		atomic_store(&vcpu->looking, atomic_load(&vcpu->bus->generation));
+}
+
 /* An access belongs to the range its first byte lies in, as wide as it is: a 16-bit OUT to a device
  * of one port is that device's. */
-const struct shim_range *shim_bus_find(struct shim_bus *bus, unsigned space, uint64_t address)
+const struct shim_range *shim_bus_find(struct shim_vcpu *vcpu, unsigned space, uint64_t address)
 {
-	const struct shim_table *table =
-		atomic_load_explicit(&bus->tables[space], memory_order_acquire);
-	size_t i = lower_bound(table, address);
+	const struct shim_table *table;
+	size_t i;
 
+	shim_bus_look(vcpu);
+	table = atomic_load(&vcpu->bus->tables[space]);
+	i = lower_bound(table, address);
 	return i < table->length && table->ranges[i].first <= address ? &table->ranges[i] : NULL;
 }
 
@@ -106,7 +118,67 @@ static void publish(struct shim_bus *bus, unsigned space, struct shim_table *tab
 	struct shim_table *old = atomic_exchange(&bus->tables[space], table);
 
 	old->older = bus->retired;
+	old->retired_at = atomic_fetch_add(&bus->generation, 1) + 1;
 	bus->retired = old;
+}
+
+uint64_t shim_bus_generation(struct shim_bus *bus)
+{
+	return atomic_load(&bus->generation);
+}
+
+/*
+ * Frees the tables that nobody looks at any longer. oldest[0]: what was taken out of the tables
+ * when they became this generation, or before, can go, too; oldest[1]: the same for what records
+ * in vCPUs' rings mean by their numbers.
+ */
+void shim_bus_reclaim(struct shim_bus *bus, uint64_t *oldest)
+{
+	struct shim_table **link = &bus->retired;
+
+	pthread_mutex_lock(&bus->lock);
+	oldest[0] = oldest[1] = atomic_load(&bus->generation);
+	for (struct shim_vcpu *vcpu = bus->vcpus; vcpu; vcpu = vcpu->next_of_bus) {
+		uint64_t looking = atomic_load(&vcpu->looking);
+		uint64_t ring = __atomic_load_n(&vcpu->ring_looking, __ATOMIC_SEQ_CST);
+
+		if (looking && looking < oldest[0])
+			oldest[0] = looking;
+		if (__atomic_load_n(&vcpu->ring_length, __ATOMIC_SEQ_CST) && ring < oldest[1])
+			oldest[1] = ring;
+	}
+	if (oldest[0] < oldest[1])
+		oldest[1] = oldest[0];
+	while (*link) {
+		struct shim_table *table = *link;
+
+		if (table->retired_at > oldest[0]) {
+			link = &table->older;
+			continue;
+		}
+		*link = table->older;
+		free(table);
+	}
+	pthread_mutex_unlock(&bus->lock);
+}
+
+void shim_bus_join(struct shim_bus *bus, struct shim_vcpu *vcpu)
+{
+	pthread_mutex_lock(&bus->lock);
+	vcpu->next_of_bus = bus->vcpus;
+	bus->vcpus = vcpu;
+	pthread_mutex_unlock(&bus->lock);
+}
+
+void shim_bus_part(struct shim_bus *bus, struct shim_vcpu *vcpu)
+{
+	struct shim_vcpu **link = &bus->vcpus;
+
+	pthread_mutex_lock(&bus->lock);
+	while (*link != vcpu)
+		link = &(*link)->next_of_bus;
+	*link = vcpu->next_of_bus;
+	pthread_mutex_unlock(&bus->lock);
 }
 
 static int claim_locked(struct shim_bus *bus, unsigned space, const struct shim_range *range)
@@ -202,10 +274,13 @@ static int flush_table(const struct shim_table *table)
 }
 
 /* Write out what the devices of this bus still hold; the first error, or 0. */
-int shim_bus_flush(struct shim_bus *bus)
+int shim_bus_flush(struct shim_vcpu *vcpu)
 {
-	int io = flush_table(atomic_load(&bus->tables[SHIM_IO]));
-	int mmio = flush_table(atomic_load(&bus->tables[SHIM_MMIO]));
+	int io, mmio;
+
+	shim_bus_look(vcpu);
+	io = flush_table(atomic_load(&vcpu->bus->tables[SHIM_IO]));
+	mmio = flush_table(atomic_load(&vcpu->bus->tables[SHIM_MMIO]));
 
 	return io ? io : mmio;
 }

@@ -36,6 +36,7 @@
 
 static HANDLER_TLS struct shim_vcpu *current;
 static HANDLER_TLS int self;
+static HANDLER_TLS uint64_t serial; /* of this thread: kernel ids are used again */
 static HANDLER_TLS int own_slot; /* among the running threads */
 static HANDLER_TLS volatile sig_atomic_t noted; /* a signal found no vCPU on this thread */
 
@@ -373,9 +374,12 @@ void shim_kick_recall(struct shim_vcpu *vcpu)
 
 static int timer_for_this_thread(struct shim_vcpu *vcpu)
 {
+	static _Atomic uint64_t last_serial;
 	struct sigevent event;
 
-	if (vcpu->timer_thread == self)
+	if (!serial)
+		serial = atomic_fetch_add(&last_serial, 1) + 1;
+	if (vcpu->timer_thread == serial)
 		return 0;
 	if (vcpu->timer_thread)
 		timer_delete(vcpu->timer);
@@ -386,7 +390,7 @@ static int timer_for_this_thread(struct shim_vcpu *vcpu)
 	event._sigev_un._tid = self;
 	if (timer_create(CLOCK_MONOTONIC, &event, &vcpu->timer))
 		return -errno;
-	vcpu->timer_thread = self;
+	vcpu->timer_thread = serial;
 	return 0;
 }
 

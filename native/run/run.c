@@ -78,6 +78,7 @@ static int kvm_run(struct shim_vcpu *vcpu)
 {
 	int result = 0;
 
+	shim_looked(vcpu);
 	if (unlikely(!vcpu->handed_over)) {
 		if (unlikely(vcpu->pending != SHIM_PENDING_NONE && shim_edited(vcpu)))
 			return finish_before_edits(vcpu);
@@ -107,7 +108,7 @@ static void lower_flag(struct shim_vcpu *vcpu)
 
 static int flush(struct shim_vcpu *vcpu)
 {
-	int error = shim_bus_flush(vcpu->bus);
+	int error = shim_bus_flush(vcpu);
 
 	/* From now, not from before the wait: the guest is to get on meanwhile. */
 	vcpu->flush_at = error == -EAGAIN ? shim_now() + SHIM_FLUSH_NS : 0;
@@ -163,7 +164,7 @@ static int deliver(struct shim_vcpu *vcpu, struct kvm_coalesced_mmio *record)
 		.address = record->phys_addr, .data = record->data, .size = record->len,
 		.count = 1, .is_write = true, .is_mmio = !record->pio,
 	};
-	const struct shim_range *range = shim_bus_find(vcpu->bus, access.is_mmio, access.address);
+	const struct shim_range *range = shim_bus_find(vcpu, access.is_mmio, access.address);
 	enum shim_pending pending = vcpu->pending;
 	int stop;
 
@@ -292,6 +293,7 @@ static void overdue(struct shim_vcpu *vcpu)
 /* The run is over. Its thread's id goes first: nobody is to take it for the next one's. */
 static void end(struct shim_vcpu *vcpu)
 {
+	shim_looked(vcpu);
 	vcpu->counters->running = SHIM_IDLE;
 	atomic_store_explicit(&vcpu->parked, 0, memory_order_release);
 	atomic_store_explicit(&vcpu->owner, 0, memory_order_release);
@@ -302,7 +304,7 @@ static void end(struct shim_vcpu *vcpu)
 
 static void wind_up(struct shim_vcpu *vcpu)
 {
-	int error = shim_bus_flush(vcpu->bus);
+	int error = shim_bus_flush(vcpu);
 
 	vcpu->deadline = 0;
 	vcpu->flush_at = 0;

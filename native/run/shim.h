@@ -138,11 +138,13 @@ struct shim_range {
 
 struct shim_table; /* sorted ranges, immutable once published */
 
-/* One per VM. Readers (vCPU threads) never lock; writers copy, publish and keep the old table
- * until the bus goes, since a vCPU may still be looking at it. */
+/* One per VM. Readers (vCPU threads) never lock: they say since when they look (shim_bus_look()).
+ * Writers copy, publish, and keep the old table until nobody looks who began before. */
 struct shim_bus {
 	_Atomic(struct shim_table *) tables[SHIM_SPACES];
+	_Atomic uint64_t generation; /* of the tables: 1, and one more with each that is published */
 	struct shim_table *retired;
+	struct shim_vcpu *vcpus; /* all that may look */
 	_Atomic bool quiet_msrs; /* denied by the filter and nobody's: #GP, and the guest goes on */
 	pthread_mutex_t lock;
 	struct shim_at_fork at_fork;
@@ -157,8 +159,13 @@ API int shim_bus_claim(struct shim_bus *bus, unsigned space, uint64_t first, uin
 		       int owner, uint32_t handler, void *object);
 API void shim_bus_quiet_msrs(struct shim_bus *bus, bool quiet);
 API int shim_bus_release(struct shim_bus *bus, unsigned space, uint64_t first);
-const struct shim_range *shim_bus_find(struct shim_bus *bus, unsigned space, uint64_t address);
-int shim_bus_flush(struct shim_bus *bus);
+API uint64_t shim_bus_generation(struct shim_bus *bus);
+API void shim_bus_reclaim(struct shim_bus *bus, uint64_t *oldest);
+void shim_bus_join(struct shim_bus *bus, struct shim_vcpu *vcpu);
+void shim_bus_part(struct shim_bus *bus, struct shim_vcpu *vcpu);
+void shim_bus_look(struct shim_vcpu *vcpu);
+const struct shim_range *shim_bus_find(struct shim_vcpu *vcpu, unsigned space, uint64_t address);
+int shim_bus_flush(struct shim_vcpu *vcpu);
 API void shim_bus_set_ioapic(struct shim_bus *bus, struct shim_ioapic *ioapic);
 
 /* ------------------------------------------------------------------ coalesce.c */
@@ -222,13 +229,14 @@ API void shim_ioapic_routes(struct shim_ioapic *ioapic, uint32_t *words);
 /* A device's interrupt: a pin of our I/O APIC, an eventfd, a line of the in-kernel irqchip, or
  * nothing. */
 struct shim_line {
-	int vm_fd, eventfd; /* -1 */
+	int vm_fd;   /* the VM disconnects the device before it closes it; -1 */
+	int eventfd; /* a duplicate, ours; -1 */
 	struct shim_ioapic *ioapic; /* held; NULL */
 	uint32_t gsi;
 	bool level;
 };
 void shim_line_init(struct shim_line *line);
-void shim_line_connect(struct shim_line *line, const struct shim_line *to);
+int shim_line_connect(struct shim_line *line, const struct shim_line *to);
 void shim_line_disconnect(struct shim_line *line);
 void shim_line_drop(struct shim_line *line);
 void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock);
@@ -238,7 +246,7 @@ struct shim_uart;
 API struct shim_uart *shim_uart_new(struct shim_sink *sink);
 API void shim_uart_free(struct shim_uart *uart);
 API void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
-API void shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
+API int shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
 API void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin);
 API unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
 			       int space_eventfd);
@@ -330,6 +338,11 @@ API struct shim_vcpu {
 	struct kvm_run *run;
 	size_t run_size;
 	struct shim_bus *bus;
+	struct shim_vcpu *next_of_bus;
+	/* The generation of tables, and of what they point to, that it may be looking at, 0: none.
+	 * A claim that Python is told of counts until the guest is entered again. */
+	_Atomic uint64_t looking;
+	uint64_t ring_looking; /* the same for the oldest record in the ring, if there is one */
 
 	int process; /* that made it */
 	struct shim_at_fork at_fork;
@@ -376,7 +389,7 @@ API struct shim_vcpu {
 	int64_t flush_at; /* a sink holds bytes that must be out by then, 0: none */
 	int64_t armed_for;
 	timer_t timer;
-	int timer_thread; /* the thread the timer signals, 0: no timer yet */
+	uint64_t timer_thread; /* the serial number of the one it signals, 0: no timer yet */
 	struct shim_sink *stalled; /* is full: the guest waits for its reader */
 
 	struct shim_record *ring;

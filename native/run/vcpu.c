@@ -61,6 +61,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 	vcpu->sync_supported = sync_supported;
 	vcpu->shadow = (struct kvm_sync_regs *)(vcpu + 1);
 	vcpu->regs = sync_supported ? &vcpu->run->s.regs : vcpu->shadow + 1;
+	shim_bus_join(bus, vcpu);
 	shim_at_fork(&vcpu->at_fork, in_child);
 	return vcpu;
 }
@@ -90,12 +91,14 @@ int shim_vcpu_close(struct shim_vcpu *vcpu)
 	return close(vcpu->fd) ? -errno : 0;
 }
 
+/* Before its bus is freed. */
 void shim_vcpu_free(struct shim_vcpu *vcpu)
 {
 	if (!vcpu)
 		return;
 	shim_vcpu_close(vcpu);
 	shim_not_at_fork(&vcpu->at_fork);
+	shim_bus_part(vcpu->bus, vcpu);
 	shim_dirty_unmap(vcpu);
 	shim_share(vcpu->unshared);
 	munmap(vcpu->run, vcpu->run_size);

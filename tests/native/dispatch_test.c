@@ -860,6 +860,7 @@ static void memory_sinks_are_drained(void)
 static void claims(void)
 {
 	struct shim_bus *table = shim_bus_new();
+	struct shim_vcpu looker = { .bus = table };
 
 	CHECK_EQUAL(shim_bus_claim(table, false, 0x10, 0, 0, 0, NULL), -EINVAL);
 	CHECK_EQUAL(shim_bus_claim(table, false, 0xffff, 2, 0, 0, NULL), -EINVAL);
@@ -869,7 +870,7 @@ static void claims(void)
 		CHECK_EQUAL(shim_bus_claim(table, true, (i * 37 % 200) * 16, 8, SHIM_OWNER_PYTHON,
 					   i * 37 % 200, NULL), 0);
 	for (unsigned i = 0; i < 200 * 16; i++) {
-		const struct shim_range *range = shim_bus_find(table, true, i);
+		const struct shim_range *range = shim_bus_find(&looker, true, i);
 
 		CHECK_EQUAL(range != NULL, i % 16 < 8);
 		if (range)
@@ -879,9 +880,46 @@ static void claims(void)
 	CHECK_EQUAL(shim_bus_release(table, true, 4), -ENOENT);
 	for (unsigned i = 0; i < 200; i++)
 		CHECK_EQUAL(shim_bus_release(table, true, (i * 73 % 200) * 16), 0);
-	CHECK(!shim_bus_find(table, true, 0));
+	CHECK(!shim_bus_find(&looker, true, 0));
 	shim_bus_free(table);
 	shim_bus_free(NULL);
+}
+
+/* What a vCPU may be looking at stays: until it is through, and no longer (ASan has the tables). */
+static void reclaiming(void)
+{
+	struct shim_bus *table = shim_bus_new();
+	struct shim_vcpu one = { .bus = table }, other = { .bus = table };
+	const struct shim_range *found;
+	uint64_t oldest[2], before;
+
+	shim_bus_join(table, &one);
+	shim_bus_join(table, &other);
+	CHECK_EQUAL(shim_bus_claim(table, false, 0x10, 1, SHIM_OWNER_PYTHON, 7, NULL), 0);
+	found = shim_bus_find(&one, false, 0x10);
+	before = shim_bus_generation(table);
+	CHECK_EQUAL(shim_bus_release(table, false, 0x10), 0);
+	CHECK_EQUAL(shim_bus_generation(table), before + 1);
+	shim_bus_reclaim(table, oldest);
+	CHECK_EQUAL(oldest[0], before);
+	CHECK_EQUAL(oldest[1], before);
+	CHECK_EQUAL(found->handler, 7);
+	CHECK(!shim_bus_find(&other, false, 0x10)); /* began later: sees the newer */
+	shim_bus_reclaim(table, oldest);
+	CHECK_EQUAL(found->handler, 7);
+	one.looking = 0;
+	shim_bus_reclaim(table, oldest);
+	CHECK_EQUAL(oldest[0], before + 1);
+	other.looking = 0;
+	other.ring_length = 1, other.ring_looking = before; /* it holds a record of that time */
+	shim_bus_reclaim(table, oldest);
+	CHECK_EQUAL(oldest[0], before + 1);
+	CHECK_EQUAL(oldest[1], before);
+	shim_bus_part(table, &one);
+	shim_bus_part(table, &other);
+	shim_bus_reclaim(table, oldest);
+	CHECK_EQUAL(oldest[1], before + 1);
+	shim_bus_free(table);
 }
 
 int main(void)
@@ -925,6 +963,7 @@ int main(void)
 	a_reader_that_is_gone();
 	memory_sinks_are_drained();
 	claims();
+	reclaiming();
 	puts("dispatch: ok");
 	return 0;
 }

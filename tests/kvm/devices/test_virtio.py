@@ -62,10 +62,12 @@ OFFER = f"""
 OFFER_TO_SECOND = OFFER.replace("[rbx+0x50], 0", "[rbx+0x50], 1")
 BAD = "bad: mov al, 0xee; out 0x11, al; hlt"
 
-#: Counts causes, acknowledges, tells the PIC.
+#: Counts causes, acknowledges, tells the PIC. QEMU can lose the shadow of an STI over a VM exit:
+#: an interrupt before the HLT behind it would leave the guest asleep, so that HLT is skipped.
 ON_INTERRUPT = f"""
     push rax; mov eax, [rbx+0x60]; mov [rbx+0x64], eax; inc dword ptr [{COUNTER}]
-    mov al, 0x20; out 0x20, al; pop rax; iretq
+    mov rax, [rsp+8]; cmp byte ptr [rax], 0xf4; jne 1f; inc qword ptr [rsp+8]
+1:  mov al, 0x20; out 0x20, al; pop rax; iretq
 """
 
 INTERRUPTED = f"""
