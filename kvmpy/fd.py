@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _open: weakref.WeakValueDictionary[int, Descriptor] = weakref.WeakValueDictionary()
 
 
-#: What is told of forks.
-_inheritable: weakref.WeakSet[Inheritable] = weakref.WeakSet()
+#: What is told of forks, by id(): some of it is a mapping, and has no hash.
+_inheritable: weakref.WeakValueDictionary[int, Inheritable] = weakref.WeakValueDictionary()
 
 
 def hears_of_forks(owner: Inheritable) -> None:
@@ -46,11 +46,11 @@ def hears_of_forks(owner: Inheritable) -> None:
 
     >>> kvmpy.fd.hears_of_forks(vm)
     """
-    _inheritable.add(owner)
+    _inheritable[id(owner)] = owner
 
 
 def _in_child() -> None:
-    for owner in list(_inheritable):
+    for owner in list(_inheritable.values()):
         owner._in_child()
 
 
@@ -92,8 +92,8 @@ class Descriptor(Owner):
     _fd = -1
     #: The process that made it: KVM binds a VM, and all that is of it, to that one.
     _process = -1
-    #: What knows it by its number.
-    _connected: weakref.WeakSet[Connected] | None = None
+    #: What knows it by its number, by id().
+    _connected: weakref.WeakValueDictionary[int, Connected] | None = None
     #: What it is, for messages.
     _what = "descriptor"
 
@@ -141,7 +141,7 @@ class Descriptor(Owner):
         """
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            for connected in list(self._connected or ()):
+            for connected in list((self._connected or {}).values()):
                 connected.disconnect()  # before the number can be another's
             os.close(fd)
 
@@ -183,5 +183,5 @@ def known_to(fd: int, connected: Connected) -> None:
     owner = owner_of(fd)
     if owner is not None:
         if owner._connected is None:
-            owner._connected = weakref.WeakSet()
-        owner._connected.add(connected)
+            owner._connected = weakref.WeakValueDictionary()
+        owner._connected[id(connected)] = connected
