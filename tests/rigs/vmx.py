@@ -32,7 +32,7 @@ PACKAGES = {
 KERNEL = "linux-image-cloud-amd64"
 MODULES = ("kvm_intel",)
 MEMORY = 1024  # MiB
-TIMEOUT = 1800.0  # seconds
+TIMEOUT = 3600.0  # seconds
 
 # Guest-physical addresses.  Images start on a Bochs memory block of 128 KiB or fit into one.
 _SETUP = 0x90000  # the kernel's real-mode setup code, where boot loaders have always put it
