@@ -31,7 +31,11 @@ class Mapping(mmap.mmap):
     _unshared: Any = None
 
     def close(self) -> None:
-        """Unmap it. Raises BufferError while a view of it is held."""
+        """Unmap it. Raises BufferError while a view of it is held.
+
+        >>> from kvmpy.memory.mapping import Mapping
+        >>> Mapping(-1, 4096).close()
+        """
         try:
             if self._unshared is not None:
                 ffi.release(self._unshared)  # first: the addresses may be another's in a moment

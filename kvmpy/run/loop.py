@@ -84,7 +84,7 @@ def _exit_budget(max_exits: int | None) -> int:
 class VcpuRun(VcpuAnswers, VcpuThread):
     """Runs of a vCPU."""
 
-    #: The exit of a run that a batch handler's exception ended in its place.
+    #: The exit of a run that a batch handler's exception, or lost output, ended in its place.
     _unreported: Exit | None = None
 
     def run(self, timeout: float | None = None, max_exits: int | None = None) -> Exit:
@@ -94,6 +94,8 @@ class VcpuRun(VcpuAnswers, VcpuThread):
         ends with Timeout or ExitLimit, and the next one goes on from there. Ports and addresses
         claimed on the VM are served meanwhile; an exception of a handler comes out unchanged.
 
+        Raises OSError when a device's output cannot be written (a full disk, a reader that has
+        gone): once, and if that came to light at the end of the run, its exit is the next run's.
         Raises KvmIoctlError when KVM_RUN itself fails, ClosedError when the vCPU is closed, by
         whomever.
 
@@ -145,26 +147,37 @@ class VcpuRun(VcpuAnswers, VcpuThread):
             raise
         if stop == _BUSY:  # refused: the ring, too, belongs to the run under way
             raise ioctls.KVM_RUN.error(self._fd, errno.EBUSY, f"vCPU {self.id}")
-        if shim.ring_length:
-            return self._drained(stop)
+        if shim.ring_length or shim.flush_error:
+            return self._wound_up(stop)
         if stop == _EXIT:
             return self._decode()
         return self._own_stop(stop)
 
-    def _drained(self, stop: int) -> Exit:
-        """What ended the run, once the handlers have had the writes before it. When one of them
-        raises, the next run begins with it."""
+    def _wound_up(self, stop: int) -> Exit:
+        """What ended the run, once the handlers have had the writes before it, and all output is
+        where it belongs. When one of them raises, or output is lost, the next run begins with it.
+        """
         try:
             exit = self._decode() if stop == _EXIT else self._own_stop(stop)
         except BaseException:
-            self._drain_ring()
+            self._settle_up()
             raise
         try:
-            self._drain_ring()
+            self._settle_up()
         except BaseException:
             self._unreported = exit
             raise
         return exit
+
+    def _settle_up(self) -> None:
+        shim = self._shim
+        code, shim.flush_error = shim.flush_error, 0
+        try:
+            if shim.ring_length:
+                self._drain_ring()
+        finally:
+            if code:
+                raise OSError(-code, os.strerror(-code))
 
     @property
     def exits_left(self) -> int:

@@ -225,15 +225,43 @@ def test_a_closed_pipe_and_a_wide_write(start, vm, broken_pipe, width):
 
 
 def test_a_closed_pipe_found_when_the_run_ends(start, vm, broken_pipe):
-    """Nothing was written before: flush() tells it."""
+    """Nothing was written before: it is told in place of the exit, which comes next; once."""
     uart = Uart(broken_pipe)
     vm.attach(uart, COM1)
-    cpu = start(put(b"x") + "hlt")
+    cpu = start(put(b"x") + "out 0x10, al;" + put(b"y") + "hlt")
+    with pytest.raises(OSError, match="Broken pipe"):
+        cpu.run(timeout=5)
+    assert cpu.run(timeout=5).port == 0x10
     assert cpu.run(timeout=5) == kvmpy.Hlt()
     with pytest.raises(OSError, match="Broken pipe"):
         uart.sink.flush()
     uart.sink.redirect(None)
     assert uart.sink.flush() == 0
+
+
+@pytest.mark.parametrize("device", [Uart, DebugConsole])
+def test_a_full_disk(start, vm, device):
+    """ENOSPC, however little was to be written."""
+    port = COM1 if device is Uart else 0xE9
+    with open("/dev/full", "wb", buffering=0) as full:
+        console = device(full.fileno())
+        vm.attach(console, port)
+        cpu = start(put(b"x", port) + "hlt")
+        with pytest.raises(OSError, match="No space left"):
+            cpu.run(timeout=5)
+        assert cpu.run(timeout=5) == kvmpy.Hlt()
+
+
+def test_a_full_disk_and_a_batch_handler_that_raises(start, vm):
+    """Both are told; the exit comes next."""
+    vm.on_io_batch(0x10)(lambda batch: 1 / 0)
+    with open("/dev/full", "wb", buffering=0) as full:
+        vm.attach(DebugConsole(full.fileno()), 0xE9)
+        cpu = start("out 0xe9, al; out 0x10, al; hlt")
+        with pytest.raises(OSError, match="No space left") as info:
+            cpu.run(timeout=5)
+        assert isinstance(info.value.__context__, ZeroDivisionError)
+        assert cpu.run(timeout=5) == kvmpy.Hlt()
 
 
 def test_what_is_left_when_the_run_ends(start, vm, pipe):
