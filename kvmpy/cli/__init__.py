@@ -8,12 +8,19 @@ people.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import KvmpyError, KvmUnavailableError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 OK, FAILURE, USAGE, NO_KVM, TIMEOUT, INTERRUPTED = 0, 1, 2, 69, 124, 130
 
@@ -36,7 +43,7 @@ def _version() -> str:
 
 
 def _overview() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kvmpy",
         description="Drive Linux KVM from the command line.",
         epilog="'kvmpy COMMAND --help' tells more.",
@@ -46,6 +53,14 @@ def _overview() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose help does not vanish without a word on a full disk: argparse ignores that."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if message:
+            (file or sys.stderr).write(message)
 
 
 class _Help(argparse.HelpFormatter):
@@ -67,17 +82,13 @@ def _fail(message: object, status: int) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     command = importlib.import_module(f".{name}", __name__)
-    parser = argparse.ArgumentParser(
-        prog=f"kvmpy {name}", description=command.__doc__, formatter_class=_Help
-    )
+    parser = _Parser(prog=f"kvmpy {name}", description=command.__doc__, formatter_class=_Help)
     command.add_arguments(parser)
     status: int = command.run(parser.parse_args(argv))
     return status
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. argparse's own SystemExit (2) passes through."""
-    argv = sys.argv[1:] if argv is None else argv
+def _command(argv: Sequence[str]) -> int:
     name, rest = (argv[0], argv[1:]) if argv else ("", [])
     if name not in COMMANDS:
         _overview().parse_args(argv)  # --help, --version, or an error
@@ -88,9 +99,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, NO_KVM)
     except KvmpyError as error:
         return _fail(error, FAILURE)
-    except BrokenPipeError:
-        # The reader went away (``| head``). Python would complain once more when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return FAILURE
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+
+
+#: Errors of write(2) that are about where output goes: no space, a limit, a quota, the device, a
+#: reader that has gone.
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EPIPE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. argparse's own SystemExit (2) passes through."""
+    _mend_standard_streams()
+    try:
+        try:
+            return _command(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS:
+            raise
+        # Python would complain once more when it flushes what it still holds.
+        _lead_nowhere(1)
+        if error.errno != errno.EPIPE:  # "| head" has what it wanted
+            with contextlib.suppress(OSError):
+                _fail(f"cannot write the output: {error.strerror}", FAILURE)
+        _lead_nowhere(2)
+        return FAILURE
+
+
+def _mend_standard_streams() -> None:
+    """Closed ones lead nowhere: else the next file that is opened takes their place, /dev/kvm for
+    one, and output goes there. What their encoding lacks is escaped."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            _lead_nowhere(fd)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _lead_nowhere(fd: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != fd:
+        os.dup2(nowhere, fd)
+        os.close(nowhere)
