@@ -256,7 +256,9 @@ def _boot(args: argparse.Namespace) -> int:
     from ..console.terminal import standard_input
 
     # So that a terminal in raw mode is restored. The shim gets a spinning guest out.
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup, for one, has it ignored
+            signal.signal(number, _terminate)
     with _machine(args) as machine:
         if machine.trouble:
             print(f"kvmpy: {machine.trouble}", file=sys.stderr)
@@ -313,6 +315,13 @@ def _run_watched(machine: Machine, args: argparse.Namespace) -> int:
         if args.stats:
             print(boot_report.stats_text(machine, outcome), file=sys.stderr)
     return status
+
+
+#: What ends a process that says nothing to it.
+_ENDING = (
+    signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+    signal.SIGVTALRM, signal.SIGPROF, signal.SIGPOLL, signal.SIGPWR, signal.SIGXCPU,
+)  # fmt: skip
 
 
 def _terminate(number: int, frame: object) -> None:

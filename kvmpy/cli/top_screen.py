@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from ..console.terminal import Keeper
 from .top_view import Line, View
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ def _watch(
     return ()
 
 
+#: xterm's "use the normal screen buffer", and the cursor shown.
+_LEAVE_SCREEN = r"\033[?1049l\033[?25h"
+
+
 class _Screen:
     """What is on the screen, and from which line on."""
 
@@ -104,6 +109,7 @@ class _Screen:
         keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else -1
         saved = termios.tcgetattr(keys) if keys >= 0 else None
         self._live = Live(console=self._console, screen=True, auto_refresh=False)
+        keeper = Keeper(keys, _LEAVE_SCREEN) if keys >= 0 else None
         try:
             if saved is not None:
                 tty.setcbreak(keys)
@@ -112,6 +118,8 @@ class _Screen:
         finally:
             if saved is not None:
                 termios.tcsetattr(keys, termios.TCSADRAIN, saved)
+            if keeper is not None:
+                keeper.close()
 
     def draw(self, sample: Sample | None = None) -> None:
         """Show a sample, or the one before in another part or size."""

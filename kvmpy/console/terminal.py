@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import subprocess
 import sys
 import termios
 import threading
@@ -29,6 +31,49 @@ def _is_our_terminal(fd: int) -> bool:
         return False
 
 
+#: For a shell of a session of its own, which no signal of the terminal's reaches. Its descriptor 0
+#: is the terminal, 2 a pipe that we keep open.
+_WATCH = """
+saved=$(stty -g); echo
+read -r end <&2 || { stty "$saved"; printf "$1" >&0; }
+"""
+
+
+class Keeper:
+    """Puts a terminal back as it is now, and writes ``text`` to it, if this process ends without
+    :meth:`close`: by SIGKILL, say. Made before the terminal is changed."""
+
+    def __init__(self, fd: int, text: str = ""):
+        end, self._alive = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCH, "sh", text],
+                stdin=fd, stdout=subprocess.PIPE, stderr=end, start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            os.close(self._alive)
+            raise
+        finally:
+            os.close(end)
+        assert self._shell.stdout is not None
+        with self._shell.stdout as ready:
+            ready.read(1)
+        hears_of_forks(self)
+
+    def _in_child(self) -> None:
+        alive, self._alive = self._alive, -1
+        if alive >= 0:
+            os.close(alive)  # or the parent's end would not be seen while the child lives
+
+    def close(self) -> None:
+        """The terminal is as it was. Once."""
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed the shell
+            os.write(self._alive, b"end\n")
+        os.close(self._alive)
+        self._alive = -1
+        self._shell.wait()
+
+
 class Console:
     """Feeds ``fd`` to a UART until the end of input, in a thread of its own.
 
@@ -40,6 +85,7 @@ class Console:
     def __init__(self, uart: Receiver, fd: int, on_escape: Callable[[], None]):
         self._uart, self._fd, self._on_escape = uart, fd, on_escape
         self._saved: list[Any] | None = None
+        self._keeper: Keeper | None = None
         self._thread: threading.Thread | None = None
         self._stop = self._space = -1
 
@@ -56,6 +102,7 @@ class Console:
             return
         self._stop, self._space = os.eventfd(0), os.eventfd(0)
         if terminal:
+            self._keeper = Keeper(self._fd)
             self._saved = termios.tcgetattr(self._fd)
             raw = termios.tcgetattr(self._fd)
             raw[0] &= ~(termios.ICRNL | termios.IXON | termios.INLCR | termios.IGNCR)
@@ -111,6 +158,8 @@ class Console:
         if self._saved is not None:
             saved, self._saved = self._saved, None
             termios.tcsetattr(self._fd, termios.TCSADRAIN, saved)
+            if self._keeper is not None:
+                self._keeper.close()
         for fd in (self._stop, self._space):
             if fd >= 0:
                 os.close(fd)

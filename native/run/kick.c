@@ -47,7 +47,8 @@ static _Atomic int running_end; /* no running thread at or above this index */
 static int kick_signal;
 /* The first two end every run; the others let the main thread's run see to Python's handlers. */
 static const int forwarded[] = { SIGINT, SIGTERM, SIGALRM, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD,
-				 SIGVTALRM, SIGPROF };
+				 SIGVTALRM, SIGPROF, SIGQUIT, SIGPOLL, SIGPWR, SIGXCPU, SIGWINCH,
+				 SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG };
 #define FORWARDED (sizeof(forwarded) / sizeof(forwarded[0]))
 #define ENDING 2
 /*

@@ -269,6 +269,38 @@ def test_terminal_is_raw_while_the_guest_runs_and_restored_after_the_escape_key(
             os.waitpid(pid, 0)
 
 
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGSEGV, signal.SIGKILL],
+    ids=lambda number: number.name,
+)
+def test_terminal_is_restored_whatever_ends_the_command(flat, number) -> None:
+    """Also by what no process can catch. It has the terminal from a shell, whose session it is."""
+    image = flat("mov dx, 0x3f8; mov al, '>'; out dx, al; 1: jmp 1b")
+    shell, fd = pty.fork()
+    if shell == 0:
+        os.execv("/bin/sh", ["sh", "-c", '"$@"; sleep 600', "sh", *BOOT, str(image)])
+    children = Path(f"/proc/{shell}/task/{shell}/children")
+    try:
+        before = termios.tcgetattr(fd)
+        _read_until(fd, b">")
+        while termios.tcgetattr(fd)[3] & termios.ICANON:
+            time.sleep(0.01)
+        (command,) = map(int, children.read_text().split())
+        os.kill(command, number)
+        end = time.monotonic() + LIMIT
+        while termios.tcgetattr(fd) != before and time.monotonic() < end:
+            time.sleep(0.01)
+        assert termios.tcgetattr(fd) == before
+        while str(command) in children.read_text().split():
+            time.sleep(0.01)
+    finally:
+        for pid in (*map(int, children.read_text().split()), shell):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(shell, 0)
+        os.close(fd)
+
+
 def test_a_slow_reader_gets_all_of_the_output(flat) -> None:
     # More than a pipe and the sink hold: the guest is held back, and its end waits for the rest.
     count = 72000
