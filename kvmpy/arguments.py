@@ -96,6 +96,20 @@ def integer(value: SupportsIndex, name: str) -> int:
         raise TypeError(f"{name} {value!r} is not an integer") from None
 
 
+def named(handler: object) -> str:
+    """A handler for an error's text: its name, and where it is written.
+
+    >>> kvmpy.arguments.named(print)
+    'print'
+    """
+    inner: Any = handler
+    while hasattr(inner, "func"):  # functools.partial
+        inner = inner.func
+    name = getattr(inner, "__qualname__", None) or repr(inner)
+    code = getattr(inner, "__code__", None)
+    return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
+
+
 def check_handler(handler: object) -> None:
     """Raises TypeError for what cannot be called, and for coroutines and generators, which a call
     only makes: their code would never run.

@@ -13,6 +13,7 @@ from .run.enter import VcpuEnter
 from .run.page import VcpuRunPage
 from .state.saving import VcpuSaving
 from .stats.methods import VcpuRunStats, WithStats
+from .x86.bits import GENERAL, SEGMENTS
 
 if TYPE_CHECKING:
     from .paravirt.hyperv import VcpuHyperv
@@ -31,6 +32,11 @@ class VCPU(
     """
 
     vm: VM
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _REGISTERS:
+            raise AttributeError(f"a vCPU has no {name}: set cpu.{_REGISTERS[name]}.{name}")
+        super().__setattr__(name, value)
 
     # Rare topics are objects of their own, made when they are asked for.
 
@@ -81,3 +87,11 @@ class VCPU(
             return f"<VCPU {self.id}, closed>"
         pinned = f", pinned to pCPU {self._pin_list()}" if self._pin else ""
         return f"<VCPU {self.id} fd {self._fd}{pinned}>"
+
+
+#: By name, where they are: setting them on the vCPU itself would do nothing.
+_REGISTERS = {
+    **dict.fromkeys(GENERAL, "regs"),
+    **dict.fromkeys((*SEGMENTS, "gdt", "idt"), "sregs"),
+    **dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "efer"), "sregs"),
+}

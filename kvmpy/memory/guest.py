@@ -187,6 +187,7 @@ class GuestMemory(Owner):
             raise ValueError(f"backing {backing!r}: give anonymous, memfd or hugetlb")
         size = parse_size(size)
         self._check_place(gpa, size)
+        _check_tables(size)
         try:
             mapping, begin, actual, fd = map_memory(size, backing)
         except (OSError, OverflowError, ValueError) as error:
@@ -477,6 +478,23 @@ class GuestMemory(Owner):
         if self._closed:
             return "<GuestMemory, closed>"
         return f"<GuestMemory {self.size >> 10} KiB: {', '.join(map(repr, self._regions))}>"
+
+
+#: From this size on what KVM itself needs for a region is looked at: 8 bytes for each page (struct
+#: kvm_memory_slot's arrays), filled when the region is added.
+_LARGE = 1 << 36
+
+
+def _check_tables(size: int) -> None:
+    """Rather than have the kernel fill the host's memory, for minutes, before it gives up."""
+    if size < _LARGE:
+        return
+    tables, there = size // PAGE_SIZE * 8, os.sysconf("SC_AVPHYS_PAGES") * PAGE_SIZE
+    if tables > there // 2:
+        raise GuestMemoryError(
+            f"{size >> 30} GiB of guest memory: KVM's own tables for it would take {tables >> 20} "
+            f"MiB of this host's memory, of which {there >> 20} MiB are free"
+        )
 
 
 _ZEROS = bytes(1 << 20)

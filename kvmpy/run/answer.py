@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import operator
 from typing import Any
 
+from ..arguments import named
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
 from ..shim import ffi, lib
@@ -71,7 +73,7 @@ class VcpuAnswers(VcpuFd):
         if (answer is None and not is_write) or answer is False:
             lib.shim_refuse(self._shim)
         elif not is_write:
-            self._report.cast("Q")[4] = _checked_value(index, answer)
+            self._report.cast("Q")[4] = _checked_value(function, index, answer)
 
     def _decode(self) -> Exit:
         self.fileno()
@@ -111,7 +113,13 @@ def _answer_read(shim: Any, exit: exits.IoIn | exits.MmioRead, data: bytes | int
         raise ValueError("this read has been answered")
 
 
-def _checked_value(index: int, answer: object) -> int:
-    if not isinstance(answer, int) or not 0 <= answer < 1 << 64:
-        raise ValueError(f"the handler of a read of MSR {index:#x} returned {answer!r}")
-    return answer
+def _checked_value(handler: object, index: int, answer: Any) -> int:
+    try:
+        value = operator.index(answer)
+    except TypeError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise ValueError(
+            f"the handler of a read of MSR {index:#x} returned {answer!r}: {named(handler)}"
+        )
+    return value

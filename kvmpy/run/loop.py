@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
 from .. import ioctls
-from ..arguments import nanoseconds
+from ..arguments import integer, named, nanoseconds
 from ..errors import UnexpectedExitError
 from ..exits import reasons as exits
 from ..exits.reasons import Exit
@@ -76,6 +77,7 @@ def _call_all(
 def _exit_budget(max_exits: int | None) -> int:
     if max_exits is None:
         return _UNLIMITED
+    max_exits = integer(max_exits, "max_exits")
     if not 1 <= max_exits <= _UNLIMITED:
         raise ValueError(f"max_exits {max_exits!r} is not in 1..2**64-1")
     return max_exits
@@ -128,9 +130,13 @@ class VcpuRun(VcpuAnswers, VcpuThread):
                     if is_write:
                         handlers[handler](address, size, value)
                     else:
-                        self._answer[0] = _checked_answer(
-                            handlers[handler](address, size, None), size
-                        )
+                        value = handlers[handler](address, size, None)
+                        try:
+                            self._answer[0] = value
+                            if value >> 8 * size:
+                                raise ValueError
+                        except (TypeError, ValueError):
+                            raise _bad_answer(handlers[handler], address, size, value) from None
                 elif stop == _RING:
                     self._drain_ring()
                 elif stop == _DRAIN:
@@ -298,9 +304,10 @@ class VcpuRun(VcpuAnswers, VcpuThread):
         return explain(self, exit)
 
 
-def _checked_answer(value: object, size: int) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"the handler of a {size}-byte read returned {value!r}, not an integer")
-    if value >> 8 * size:
-        raise ValueError(f"the handler of a {size}-byte read returned {value:#x}")
-    return value
+def _bad_answer(handler: object, address: int, size: int, value: object) -> Exception:
+    who = f"{named(handler)}, for {address:#x}"
+    if not isinstance(value, SupportsIndex):
+        return TypeError(f"the handler of a {size}-byte read returned {value!r}: {who}")
+    return ValueError(
+        f"the handler of a {size}-byte read returned {operator.index(value):#x}: {who}"
+    )

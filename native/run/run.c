@@ -302,10 +302,27 @@ static void end(struct shim_vcpu *vcpu)
 		shim_move_gate(vcpu);
 }
 
+/*
+ * A deadline that passes before the guest has done anything would pass in the next run as well, and
+ * in all that follow: each gives the guest some time, and more when that was not enough for an
+ * exit. Hosts differ a hundredfold in what an entry takes.
+ */
+#define GRACE_NS 50000
+#define MOST_GRACE_NS 400000
+
+static void adapt_grace(struct shim_vcpu *vcpu)
+{
+	if (vcpu->stop != SHIM_TIMEOUT || vcpu->exits_left != vcpu->exits_given)
+		vcpu->grace = GRACE_NS;
+	else if (vcpu->grace < MOST_GRACE_NS)
+		vcpu->grace = vcpu->grace ? 2 * vcpu->grace : GRACE_NS;
+}
+
 static void wind_up(struct shim_vcpu *vcpu)
 {
 	int error = shim_bus_flush(vcpu);
 
+	adapt_grace(vcpu);
 	vcpu->deadline = 0;
 	vcpu->flush_at = 0;
 	vcpu->elements = 0; /* what is left of a string ends with the run */
@@ -370,6 +387,16 @@ static int refused(struct shim_vcpu *vcpu, int error)
 	return error == -EBADF ? SHIM_CLOSED : SHIM_ERROR;
 }
 
+/* When the run is to end, 0: never. A deadline of 0 ns from now is a look, and no run. */
+static int64_t deadline_of(const struct shim_vcpu *vcpu, int64_t timeout_ns)
+{
+	if (timeout_ns < 0)
+		return 0;
+	if (timeout_ns && timeout_ns < vcpu->grace)
+		timeout_ns = vcpu->grace;
+	return shim_now() + timeout_ns;
+}
+
 /*
  * Run until something stops it: timeout_ns < 0 means no deadline, max_exits UINT64_MAX no limit.
  * SHIM_BUSY: the vCPU is running already.
@@ -399,8 +426,8 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 	shim_kick_forward();
 	shim_kick_recall(vcpu);
 	atomic_store(&vcpu->signalled, 0);
-	vcpu->exits_left = max_exits;
-	vcpu->deadline = timeout_ns < 0 ? 0 : shim_now() + timeout_ns;
+	vcpu->exits_left = vcpu->exits_given = max_exits;
+	vcpu->deadline = deadline_of(vcpu, timeout_ns);
 	error = vcpu->deadline ? shim_kick_arm(vcpu) : 0;
 	if (unlikely(atomic_load(&vcpu->pauses)) && !error)
 		return leave(vcpu, SHIM_PAUSED);

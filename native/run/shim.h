@@ -384,8 +384,9 @@ API struct shim_vcpu {
 	bool handed_over;        /* to KVM, since Python last had the vCPU */
 
 	/* budgets of the run under way */
-	uint64_t exits_left;
+	uint64_t exits_left, exits_given;
 	int64_t deadline; /* CLOCK_MONOTONIC ns, 0: none */
+	int64_t grace;    /* ns that a run takes at least */
 	int64_t flush_at; /* a sink holds bytes that must be out by then, 0: none */
 	int64_t armed_for;
 	timer_t timer;

@@ -170,3 +170,12 @@ def test_no_encrypted_guests(vm):
     ):
         with pytest.raises(kvmpy.UnsupportedError, match=r"AMD SEV .* or Intel TDX"):
             call()
+
+
+@pytest.mark.parametrize("name", ["rip", "rax", "rflags", "cr3", "efer", "cs", "idt"])
+def test_registers_are_no_attributes_of_the_vcpu(vm, name):
+    """Setting one there would do nothing: the error says where it is."""
+    cpu = vm.vcpu()
+    with pytest.raises(AttributeError, match=rf"set cpu\.s?regs\.{name}"):
+        setattr(cpu, name, 1)
+    assert not hasattr(cpu, name)

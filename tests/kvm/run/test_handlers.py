@@ -77,8 +77,10 @@ def test_wrong_answer(start, vm, answer, error):
     """An answer that is no byte is an error that quotes it, and the guest reads all ones."""
     vm.on_io(0x10)(lambda port, size, value: answer)
     cpu = start("in al, 0x10; out 0x11, al")
-    with pytest.raises(error, match="1-byte read returned"):
+    with pytest.raises(error, match="1-byte read returned") as info:
         cpu.run(timeout=5)
+    assert __file__ in str(info.value)  # whose it is
+    assert "0x10" in str(info.value)
     assert cpu.expect(kvmpy.IoOut, timeout=5).value == 0xFF
 
 

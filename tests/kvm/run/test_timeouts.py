@@ -88,3 +88,33 @@ def test_wait_in_a_handler_of_its_own():
         machine.start()
         assert machine.wait(60).ending == "interrupted"
     assert said == ["wait() in a handler waits for itself: stop(), and return"]
+
+
+@pytest.mark.parametrize("timeout", [1e-9, 1e-6, 1e-5, 1e-4])
+def test_the_smallest_budgets_make_progress(start, timeout):
+    """Some runs may end before the guest's first instruction; not all of them."""
+    cpu = start("1: inc rax; jmp 1b", ring=3)
+    for _ in range(50):
+        assert cpu.run(timeout=timeout) == kvmpy.Timeout()
+    assert cpu.regs.rax > 0
+
+
+def test_a_budget_of_nothing_is_a_look(start):
+    cpu = start("1: inc rax; jmp 1b", ring=3)
+    for _ in range(20):
+        assert cpu.run(timeout=0) == kvmpy.Timeout()
+    assert cpu.regs.rax == 0
+
+
+def test_numpys_integers_are_budgets(start):
+    """And whatever else says that it is an integer; nothing else."""
+
+    class Two:
+        def __index__(self):
+            return 2
+
+    cpu = start("1: out 0x10, al; jmp 1b")
+    cpu.vm.bus.count(0x10, 1)
+    assert cpu.run(max_exits=Two()) == kvmpy.ExitLimit()
+    with pytest.raises(TypeError, match="max_exits"):
+        cpu.run(max_exits=2.0)

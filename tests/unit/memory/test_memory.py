@@ -195,8 +195,10 @@ def test_last_page_of_the_address_space():
 
 def test_too_large_for_the_host():
     """What cannot be mapped is an error, and leaves nothing."""
-    with pytest.raises(GuestMemoryError, match="cannot map"):
+    with pytest.raises(GuestMemoryError, match="KVM's own tables for it would take"):
         GuestMemory(1 << 48)
+    with pytest.raises(GuestMemoryError, match="KVM's own tables"):
+        GuestMemory("64T", backing="memfd")
 
 
 @pytest.mark.parametrize("backing", ["gold", "", None])
