@@ -13,13 +13,15 @@ NATIVE_H := $(addprefix -I,$(sort $(dir $(wildcard native/*/*.h))))
 
 .DEFAULT_GOAL := help
 .PHONY: help boot build bench bench-linux test test-all test-fast test-fast-unit test-fast-kvm \
-	test-svm test-svm-new test-vmx test-vmx-restricted test-linux-svm test-linux-vmx api-coverage test-asan test-valgrind lint clean
+	test-host test-unit test-rest test-svm test-svm-core test-svm-rest test-svm-new test-vmx test-vmx-core \
+	test-vmx-rest test-vmx-restricted test-linux-svm test-linux-vmx api-coverage test-asan \
+	test-valgrind lint clean
 
 help:
 	@echo "make boot [KERNEL=path] [ARGS='--memory 1G ...']   boot the demo kernel, or an image"
-	@echo "make test       everything: on this host, on kvm_amd in QEMU, on kvm_intel in Bochs"
-	@echo "make test-linux-svm, test-linux-vmx   Debian's kernels as guests, on one rig"
-	@echo "make test-fast  under a minute      make test-svm, test-vmx  one rig"
+	@echo "make test       this host, and what differs on kvm_amd (in QEMU) and kvm_intel (in Bochs)"
+	@echo "make test-all   everything: also all tests on both, and Debian's kernels as guests there"
+	@echo "make test-fast  under a minute      make test-svm, test-vmx  all tests on one rig"
 	@echo "make api-coverage  every ioctl, exit and capability, and which run proved it"
 	@echo "make test-asan  the shim under ASan and UBSan       make test-valgrind  under memcheck"
 	@echo "make bench      figures             make bench-linux  beside QEMU, on the SVM rig"
@@ -66,40 +68,63 @@ bench-linux: $(VENV)/.test
 		python tests/bench/peers.py --python build/bench/bin/python $(ARGS)
 
 # ---- check
-# The rigs run the same tests on real kvm_amd (in QEMU) and real kvm_intel (in Bochs). Bochs is
-# some fifty times slower than the machine it runs on, so `make test` leaves out there what starts
-# many Python processes; `make test-all` does not.
+# The rigs run the same tests on real kvm_amd (in QEMU) and real kvm_intel (in Bochs), emulated and so
+# ten to fifty times slower than the machine. `make test` runs there what differs between modules;
+# `make test-rest` the rest, and Debian's kernels as guests; `make test-all` both.
 
 PYTEST   := $(BIN)/python -m pytest
 RIG      := $(PYTHON) tests/rigs/run.py
 # Files of tests by name, whatever room they are in.
 tests = $(foreach name,$(2),$(or $(wildcard tests/$(1)/test_$(name).py tests/$(1)/*/test_$(name).py),\
 	$(error no tests/$(1)/.../test_$(name).py)))
-VMX_LEFT_OUT = $(addprefix --ignore ,$(call tests,kvm,boot_command probe signals examples readme \
-	pytest_plugin))
+VMX_CORE = $(call tests,kvm,memory_slots mmio budgets timeouts interrupts modes syscalls hypercalls msrs \
+	run_page breakpoints virtio platform)
+SVM_CORE = $(VMX_CORE) $(call tests,kvm,memory_dirty ports completion handlers claims batches pause \
+	msrs_in_user_space virtio_rights cpuid ioctls enabling stepping translate)
+# Each of their tests starts Python processes: no module makes a difference to that, and Bochs takes
+# minutes for it.
+VMX_LEFT_OUT = $(call tests,kvm,boot_command probe signals examples readme pytest_plugin)
 
 # Two judges. The table: a failed test, or a run that left no results, fails it. API coverage: an
 # ioctl of x86 that is missing, or that no test ever made.
 # "kvm_amd_new" is kvm_amd of Linux 6.12. "restricted" is kvm_intel without unrestricted guest, as
 # before 2010: real mode in VM86 tasks.
-RUNS := host=results/host.xml kvm_amd=results/svm.xml kvm_amd_new=results/svm-new.xml \
-	kvm_intel=results/vmx.xml restricted=results/vmx-restricted.xml \
-	linux_amd=results/linux-svm.xml linux_intel=results/linux-vmx.xml
+RUNS := unit=results/unit.xml host=results/host.xml kvm_amd=results/svm-core.xml \
+	kvm_intel=results/vmx-core.xml
+REST := kvm_amd=results/svm-rest.xml kvm_amd_new=results/svm-new.xml kvm_intel=results/vmx-rest.xml \
+	restricted=results/vmx-restricted.xml linux_amd=results/linux-svm.xml \
+	linux_intel=results/linux-vmx.xml
 COVERAGE := $(BIN)/python tests/api/coverage.py
+SUBMAKE  := $(MAKE) --no-print-directory -k -j2
 
-# The rigs use one CPU each: two at once, the slowest first.
+# Two processes at a time: the rigs use one CPU each. The unit tests' output comes when they are done.
 test: $(VENV)/.test
+	@echo "kvmpy: tests on this host, then on both rigs: about six minutes with two free CPUs"
 	@mkdir -p results; rm -f results/*.xml
 	@status=0; \
-	$(PYTEST) --junitxml=results/host.xml $(ARGS) || status=1; \
-	$(MAKE) --no-print-directory -j2 -k test-vmx test-linux-svm test-svm test-linux-vmx \
-		test-svm-new test-vmx-restricted \
-		VMX_ARGS='$(VMX_LEFT_OUT)' || status=1; \
-	$(PYTHON) tests/rigs/table.py $(RUNS) || status=1; \
-	$(COVERAGE) --brief $(RUNS) || status=1; exit $$status
+	$(SUBMAKE) test-host test-unit || status=1; \
+	$(SUBMAKE) test-vmx-core test-svm-core || status=1; \
+	$(PYTHON) tests/rigs/table.py $(RUNS) || status=1; exit $$status
+
+# The slowest first. Its API coverage needs what `make test` left.
+test-rest: $(VENV)/.test
+	@mkdir -p results
+	@status=0; \
+	$(SUBMAKE) test-vmx-rest test-svm-rest test-linux-svm test-linux-vmx test-svm-new \
+		test-vmx-restricted || status=1; \
+	$(PYTHON) tests/rigs/table.py $(RUNS) $(REST) || status=1; \
+	$(COVERAGE) --brief $(RUNS) $(REST) || status=1; exit $$status
 
 test-all:
-	@$(MAKE) --no-print-directory test VMX_LEFT_OUT=
+	@status=0; $(MAKE) --no-print-directory test || status=1; \
+	$(MAKE) --no-print-directory test-rest || status=1; exit $$status
+
+test-host: $(VENV)/.test
+	$(PYTEST) --junitxml=results/host.xml tests/kvm $(ARGS)
+
+test-unit: $(VENV)/.test
+	@$(PYTEST) -q --junitxml=results/unit.xml tests/unit $(ARGS) >results/unit.log 2>&1; \
+	status=$$?; cat results/unit.log; exit $$status
 
 # Without what starts many processes of its own, pytest in pytest, compilers and shells, and what
 # watches or measures for seconds.
@@ -113,8 +138,22 @@ test-fast-unit test-fast-kvm: test-fast-%: $(VENV)/.test
 	HYPOTHESIS_PROFILE=fast KVMPY_VIRTIO_ROUNDS=500 $(PYTEST) -q tests/$* -m 'not slow' $(ARGS) \
 		$(FAST_LEFT_OUT)
 
-test-svm: $(VENV)/.test
-	$(RIG) svm --optional --junit results/svm.xml -- python -m pytest tests/kvm -q -m 'not slow'
+test-svm test-vmx: test-%: $(VENV)/.test
+	$(RIG) $* --optional --junit results/$*.xml -- python -m pytest tests/kvm -q -m 'not slow'
+
+test-svm-core: $(VENV)/.test
+	$(RIG) svm --optional --junit results/svm-core.xml -- python -m pytest -q -m 'not slow' $(SVM_CORE)
+
+test-svm-rest: $(VENV)/.test
+	$(RIG) svm --optional --junit results/svm-rest.xml -- python -m pytest tests/kvm -q -m 'not slow' \
+		$(addprefix --ignore ,$(SVM_CORE))
+
+test-vmx-core: $(VENV)/.test
+	$(RIG) vmx --optional --junit results/vmx-core.xml -- python -m pytest -q -m 'not slow' $(VMX_CORE)
+
+test-vmx-rest: $(VENV)/.test
+	$(RIG) vmx --optional --junit results/vmx-rest.xml -- python -m pytest tests/kvm -q -m 'not slow' \
+		$(addprefix --ignore ,$(VMX_CORE) $(VMX_LEFT_OUT))
 
 # What has changed between the kernels: state, memory, exits, capabilities.
 test-svm-new: $(VENV)/.test
@@ -123,10 +162,6 @@ test-svm-new: $(VENV)/.test
 		vcpu_state save_restore cpuid ioctls enabling hypercalls hyperv xen interrupts \
 		msrs_in_user_space pmu modes binary_stats docstring_examples) \
 		--deselect $(call tests,kvm,save_restore)::test_string_output
-
-test-vmx: $(VENV)/.test
-	$(RIG) vmx --optional --junit results/vmx.xml -- python -m pytest tests/kvm -q -m 'not slow' \
-		$(VMX_ARGS)
 
 test-vmx-restricted: $(VENV)/.test
 	$(RIG) vmx --optional --junit results/vmx-restricted.xml \
@@ -145,7 +180,7 @@ test-linux-vmx: $(VENV)/.test
 
 # With the results of the last runs, if there are any.
 api-coverage: $(VENV)/.test
-	@$(COVERAGE) $(RUNS) $(ARGS)
+	@$(COVERAGE) $(RUNS) $(REST) $(ARGS)
 
 # The shim alone, with a scripted KVM and with the real one, under the sanitizers and memcheck.
 NATIVE_TESTS = $(call tests,unit,native) $(call tests,kvm,kick_stress)

@@ -95,6 +95,12 @@ class Run:
     exits: set[str] = field(default_factory=set)
     capabilities: set[str] = field(default_factory=set)
 
+    def add(self, other: Run) -> None:
+        """The other part of a run that was made in two."""
+        self.ioctls |= other.ioctls
+        self.exits |= other.exits
+        self.capabilities |= other.capabilities
+
 
 # ---------------------------------------------------------------- the package against the API
 
@@ -330,7 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("junit", nargs="*", metavar="NAME=FILE", help="a run's JUnit XML")
     parser.add_argument("--brief", action="store_true", help="only totals and what is missing")
     given = parser.parse_args(arguments)
-    runs = {name: read_run(Path(path)) for name, _, path in (t.partition("=") for t in given.junit)}
+    runs: dict[str, Run] = {}
+    for name, _, path in (text.partition("=") for text in given.junit):
+        runs.setdefault(name, Run()).add(read_run(Path(path)))
     header, rows = HEADER.read_text(), table()
     reasons = all_reasons(header_exits(header))
     missing, remarks = judge_proofs(rows, runs)

@@ -3,6 +3,7 @@
 
     python3 tests/rigs/table.py host=host.xml kvm_amd=svm.xml kvm_intel=vmx.xml [--full]
 
+Files under one name are the parts of one run.
 A file in which every test passed is one line.  Exit status: 1 when a test failed, a run has no
 tests or its file cannot be read; 0 otherwise.
 """
@@ -43,6 +44,12 @@ class Run:
     results: dict[tuple[str, str], Result] = field(default_factory=dict)
     left_out: str = ""
     problem: str = ""
+
+    def add(self, other: Run) -> None:
+        """The other part of a run that was made in two."""
+        self.results |= other.results
+        self.left_out = self.left_out or other.left_out
+        self.problem = self.problem or other.problem
 
 
 def read(name: str, path: Path) -> Run:
@@ -205,13 +212,17 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="list every test")
     parser.add_argument("--width", type=int, metavar="COLUMNS")
     arguments = parser.parse_args()
-    runs = []
+    runs: dict[str, Run] = {}
     for text in arguments.junit:
         name, separator, file = text.partition("=")
-        runs.append(read(name, Path(file)) if separator else read(Path(text).stem, Path(text)))
+        run = read(name, Path(file)) if separator else read(Path(text).stem, Path(text))
+        if run.name in runs:
+            runs[run.name].add(run)
+        else:
+            runs[run.name] = run
     width = arguments.width or min(100, max(80, shutil.get_terminal_size().columns))
-    sys.stdout.write(render(runs, full=arguments.full, width=width))
-    return 1 if failed(runs) else 0
+    sys.stdout.write(render([*runs.values()], full=arguments.full, width=width))
+    return 1 if failed([*runs.values()]) else 0
 
 
 if __name__ == "__main__":
