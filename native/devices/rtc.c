@@ -3,8 +3,10 @@
  *
  * The time is the host's, in UTC, plus an offset that the guest makes by setting it. Registers are
  * computed when they are read, so a clock that nobody reads costs nothing; the interrupts have a
- * thread, which sleeps until the next one that is enabled.
+ * thread, which sleeps until the next one that is enabled. Updates and alarms follow the host's time
+ * of day, which can be set; the periodic interrupt does not.
  */
+#define _GNU_SOURCE /* pthread_cond_clockwait */
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -50,6 +52,7 @@ struct shim_rtc {
 	uint8_t index, cmos[128];
 	int64_t offset; /* seconds, guest's time less the host's */
 	int64_t seen;   /* host's time in ns up to which the flags in C are right */
+	int64_t ticked; /* the same by CLOCK_MONOTONIC, for the periodic one */
 };
 
 /* ns since 1970. Of the guest's time only seconds are computed: it may set years that do not fit
@@ -144,21 +147,48 @@ static bool alarm_field_matches(uint8_t alarm, uint8_t now)
 	return alarm >= ALARM_ANY || alarm == now;
 }
 
-static bool alarm_matches(const struct shim_rtc *rtc, int64_t second)
+static bool second_matches(const struct shim_rtc *rtc, unsigned second)
 {
-	unsigned of_day = ((second % DAY_SECONDS) + DAY_SECONDS) % DAY_SECONDS;
-
-	return alarm_field_matches(rtc->cmos[SECONDS_ALARM], encode(rtc, of_day % 60)) &&
-	       alarm_field_matches(rtc->cmos[MINUTES_ALARM], encode(rtc, of_day / 60 % 60)) &&
-	       alarm_field_matches(rtc->cmos[HOURS_ALARM], encode_hours(rtc, of_day / 3600));
+	return alarm_field_matches(rtc->cmos[SECONDS_ALARM], encode(rtc, second));
 }
 
-/* In how many seconds after `second` the alarm goes off: 1 to a day's, 0 for never. */
+static bool minute_matches(const struct shim_rtc *rtc, unsigned minute)
+{
+	return alarm_field_matches(rtc->cmos[MINUTES_ALARM], encode(rtc, minute));
+}
+
+static bool hour_matches(const struct shim_rtc *rtc, unsigned hour)
+{
+	return alarm_field_matches(rtc->cmos[HOURS_ALARM], encode_hours(rtc, hour));
+}
+
+static bool any_matches(const struct shim_rtc *rtc,
+			bool (*matches)(const struct shim_rtc *rtc, unsigned value))
+{
+	for (unsigned value = 0; value < 60; value++)
+		if (matches(rtc, value))
+			return true;
+	return false;
+}
+
+/* In how many seconds after `second` the alarm goes off: 1 to a day's, 0 for never. Some two hundred
+ * steps at most: an hour or a minute that does not match is passed at once. */
 static int64_t alarm_in(const struct shim_rtc *rtc, int64_t second)
 {
-	for (int64_t wait = 1; wait <= DAY_SECONDS; wait++)
-		if (alarm_matches(rtc, second + wait))
-			return wait;
+	unsigned start = ((second % DAY_SECONDS) + DAY_SECONDS) % DAY_SECONDS;
+
+	if (!any_matches(rtc, second_matches) || !any_matches(rtc, minute_matches))
+		return 0;
+	for (unsigned t = start + 1; t <= start + DAY_SECONDS;) {
+		if (!hour_matches(rtc, t / 3600 % 24))
+			t = (t / 3600 + 1) * 3600;
+		else if (!minute_matches(rtc, t / 60 % 60))
+			t = (t / 60 + 1) * 60;
+		else if (!second_matches(rtc, t % 60))
+			t++;
+		else
+			return t - start;
+	}
 	return 0;
 }
 
@@ -175,11 +205,11 @@ static int64_t period(const struct shim_rtc *rtc)
 /* Sets the flags for what has happened since the last look, and the interrupt line by them. */
 static void account(struct shim_rtc *rtc)
 {
-	int64_t now = host_now(), tick = period(rtc);
+	int64_t now = host_now(), running = shim_now(), tick = period(rtc);
 	int64_t before = guest_second(rtc, rtc->seen), second = guest_second(rtc, now);
 	uint8_t flags = rtc->cmos[REG_C];
 
-	if (tick && now / tick > rtc->seen / tick)
+	if (tick && running / tick > rtc->ticked / tick)
 		flags |= FLAG_PERIODIC;
 	if (second > before && !(rtc->cmos[REG_B] & B_SET)) {
 		int64_t wait = flags & FLAG_ALARM ? 0 : alarm_in(rtc, before);
@@ -189,33 +219,35 @@ static void account(struct shim_rtc *rtc)
 			flags |= FLAG_ALARM;
 	}
 	rtc->seen = now;
+	rtc->ticked = running;
 	flags = (flags & FLAGS) | (flags & rtc->cmos[REG_B] & FLAGS ? C_REQUEST : 0);
 	rtc->cmos[REG_C] = flags;
 	shim_line_set(&rtc->line, flags & C_REQUEST);
 }
 
-/* When the next enabled interrupt is due, in ns of the host's time; 0: none. */
-static int64_t next_event(const struct shim_rtc *rtc)
+/* When the next enabled interrupt is due, in ns of *clock; 0: none. */
+static int64_t next_event(const struct shim_rtc *rtc, clockid_t *clock)
 {
 	uint8_t wanted = rtc->cmos[REG_B] & FLAGS;
-	int64_t tick = period(rtc), wait = 0, next = 0;
+	int64_t tick = wanted & FLAG_PERIODIC ? period(rtc) : 0, wait = 0;
+	int64_t next = tick ? (rtc->ticked / tick + 1) * tick : 0, then;
 
+	*clock = CLOCK_MONOTONIC;
 	if (rtc->cmos[REG_C] & C_REQUEST)
 		return 0; /* the line is up until C is read */
-	if ((wanted & FLAG_PERIODIC) && tick)
-		next = (rtc->seen / tick + 1) * tick;
 	if (rtc->cmos[REG_B] & B_SET)
 		return next;
 	if (wanted & FLAG_UPDATE)
 		wait = 1;
 	else if (wanted & FLAG_ALARM)
 		wait = alarm_in(rtc, guest_second(rtc, rtc->seen));
-	if (wait) {
-		int64_t then = (rtc->seen / NS_PER_SECOND + wait) * NS_PER_SECOND;
-
-		next = next && next < then ? next : then;
-	}
-	return next;
+	if (!wait)
+		return next;
+	then = (rtc->seen / NS_PER_SECOND + wait) * NS_PER_SECOND;
+	if (next && next - rtc->ticked <= then - rtc->seen)
+		return next;
+	*clock = CLOCK_REALTIME;
+	return then;
 }
 
 static void *interrupts(void *argument)
@@ -224,16 +256,17 @@ static void *interrupts(void *argument)
 
 	pthread_mutex_lock(&rtc->lock);
 	while (!rtc->ending) {
+		clockid_t clock;
 		int64_t next;
 
 		account(rtc);
-		next = next_event(rtc);
+		next = next_event(rtc, &clock);
 		if (!next) {
 			pthread_cond_wait(&rtc->changed, &rtc->lock);
 		} else {
 			struct timespec until = { next / NS_PER_SECOND, next % NS_PER_SECOND };
 
-			pthread_cond_timedwait(&rtc->changed, &rtc->lock, &until);
+			pthread_cond_clockwait(&rtc->changed, &rtc->lock, clock, &until);
 		}
 	}
 	pthread_mutex_unlock(&rtc->lock);
@@ -358,6 +391,7 @@ struct shim_rtc *shim_rtc_new(void)
 	rtc->cmos[EQUIPMENT] = 0x02; /* a floating-point unit; no floppy, no video */
 	shim_line_init(&rtc->line);
 	rtc->seen = host_now();
+	rtc->ticked = shim_now();
 	pthread_mutex_init(&rtc->lock, NULL);
 	pthread_cond_init(&rtc->changed, NULL);
 	shim_at_fork(&rtc->at_fork, in_child);

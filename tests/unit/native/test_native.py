@@ -23,6 +23,12 @@ def test_native(native_program, name):
     assert result.stderr == ""
 
 
+def test_rtc(native_program):
+    """The clock's alarms and ticks, its time of day and its running time in the test's hands."""
+    result = native_program("rtc_test.c", "-Wl,--wrap=clock_gettime")()
+    assert (result.returncode, result.stdout, result.stderr) == (0, "rtc: ok\n", "")
+
+
 def test_virtio(native_program):
     """Devices against a driver that does anything at all. KVMPY_VIRTIO_ROUNDS sets how long."""
     rounds = os.environ.get("KVMPY_VIRTIO_ROUNDS", "2000")
