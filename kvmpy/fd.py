@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         def disconnect(self) -> None:
             """Forget it."""
 
+        def _assert_line(self) -> None:
+            """Say again where its interrupt line is: what is at the other end was set."""
+
     class HasFileno(Protocol):
         """An object with a descriptor: a file, a socket, a :class:`Descriptor`."""
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import ClosedError, ImageError
+from ..host import disks
 from ..x86.modes import Mode
 from . import acpi, aml, elf, flat, linux, mptable, multiboot, pvh
 from .e820 import MapEntry, RangeType, memory_map
@@ -47,8 +48,36 @@ _LOADERS: dict[str, Callable[[Request], LoadedImage]] = {
 FORMATS: tuple[str, ...] = tuple(_LOADERS)
 """What `format=` accepts."""
 
+_OTHER_CPU = "a kernel for another architecture: {}"
 # Files that are nobody's flat binary, by magic number, and what to do about them.
 _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"#!", "a script"),
+    (0x200, b"EFI PART", "a partitioned disk: give it with --disk, and a kernel to boot"),
+    (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system: give it with --disk"),
+    (0, b"hsqs", "a SquashFS file system: give it with --disk"),
+    (0, b"XFSB", "an XFS file system: give it with --disk"),
+    (0x10040, b"_BHRfS_M", "a Btrfs file system: give it with --disk"),
+    (0, b"\x55\xaa", "an option ROM: it needs firmware that is not here"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!", "a RAR archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"\xed\xab\xee\xdb", "an RPM package"),
+    (0, b"070702", "a cpio archive, as initrds are"),
+    (0, b"\xc7\x71", "a cpio archive, as initrds are"),
+    (0, b"\x27\x05\x19\x56", "a U-Boot image: take the kernel out of it first"),
+    (0, b"\xd0\x0d\xfe\xed", "a device tree, or a U-Boot image: take the kernel out of it first"),
+    (0, b"ANDROID!", "an Android boot image: take the kernel out of it first"),
+    (0x38, b"ARM\x64", _OTHER_CPU.format("64-bit ARM")),
+    (0x24, b"\x18\x28\x6f\x01", _OTHER_CPU.format("32-bit ARM")),
+    (0x38, b"RSC\x05", _OTHER_CPU.format("RISC-V")),
+    (0, b"\xcf\xfa\xed\xfe", "a Mach-O program"),
+    (0, b"\xce\xfa\xed\xfe", "a Mach-O program"),
+    (0, b"\xca\xfe\xba\xbe", "a Java class or a Mach-O program"),
+    (0, b"\0asm", "a WebAssembly module"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"\x89PNG", "a picture"),
+    (0, b"SQLite format 3", "a database"),
     (0, b"\x1f\x8b", "gzip data: decompress it first"),
     (0, b"BZh", "bzip2 data: decompress it first"),
     (0, b"\xfd7zXZ\0", "xz data: decompress it first"),
@@ -56,7 +85,6 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x04\x22\x4d\x18", "LZ4 data: decompress it first"),
     (0, b"\x02\x21\x4c\x18", "LZ4 data: decompress it first"),
     (0, b"MZ", "a UEFI or DOS program: it needs firmware that is not here"),
-    (0, b"QFI\xfb", "a QCOW2 disk image: its boot sector must be extracted first"),
     (0, b"070701", "a cpio archive, as initrds are"),
     (0, b"!<arch>\n", "an ar archive"),
     (0x8001, b"CD001", "an ISO 9660 file system without a boot sector"),
@@ -66,12 +94,12 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
 def detect(image: BytesLike) -> str:
     """The format that ``load`` chooses for ``image`` from its content.
 
-    In this order: vmlinux (ELF64 linked as Linux is) and bzImage are "linux"; a Multiboot header
-    makes it "elf"; a PVH note in any other ELF file "pvh", no note "elf"; all else is "flat".
-    A vmlinux that also has a PVH note is started by that only if ``format="pvh"`` says so.
+    In this order: a Multiboot header makes it "multiboot"; vmlinux (ELF64 linked as Linux is, with
+    an entry of its own beside any PVH note's) and bzImage are "linux"; a PVH note in any other ELF
+    file makes it "pvh", no note "elf"; all else is "flat", by guess. A vmlinux that also has a PVH
+    note is started by that only if ``format="pvh"`` says so.
 
-    Raises ImageError: empty, malformed ELF, or a kind of file that is known not to be bootable
-    here.
+    Raises ImageError: empty, malformed ELF, text, or a kind of file that is known not to be code.
 
     >>> kvmpy.boot.detect(kvmpy.guests.load("demo.elf"))
     'elf'
@@ -83,19 +111,54 @@ def detect(image: BytesLike) -> str:
 def _detect(image: Image) -> str:
     if elf.is_elf(image):
         executable = elf.parse(image)
-        if linux.is_vmlinux(executable):
-            return linux.FORMAT
         if multiboot.is_bootable(image):
             return multiboot.FORMAT
-        return elf.FORMAT if pvh.find_entry(executable) is None else pvh.FORMAT
+        pvh_entry = pvh.find_entry(executable)
+        # Other kernels of the higher half have one 32-bit entry; Linux's two are different code.
+        if linux.is_vmlinux(executable) and pvh_entry != executable.entry:
+            return linux.FORMAT
+        return elf.FORMAT if pvh_entry is None else pvh.FORMAT
     if linux.is_bzimage(image):
         return linux.FORMAT
     if multiboot.is_bootable(image):
         return multiboot.FORMAT
+    disk = disks.format_of(image.prefix(512))
+    if disk is not None:
+        raise ImageError(
+            f"format is unknown: the image is a {disk} disk image ({disks.REMEDY}, for --disk)"
+        )
     for offset, magic, meaning in _FOREIGN:
         if image.matches(offset, magic) and not flat.is_boot_sector(image):
             raise ImageError(f"format is unknown: the image is {meaning}")
+    if _is_firmware(image):
+        raise ImageError(
+            "format is unknown: the image is firmware, to start at the end of 4 GiB: that is not "
+            "here"
+        )
+    if _is_text(image):
+        raise ImageError(
+            "format is unknown: the image is text (as format 'flat' it is run all the same)"
+        )
     return flat.FORMAT
+
+
+def _is_firmware(image: Image) -> bool:
+    """64 KiB or a multiple, and at the reset vector, 16 bytes before the end, a jump."""
+    if image.size % 0x1_0000 or flat.is_boot_sector(image):
+        return False
+    first = image.read("the reset vector", image.size - 16, 1)
+    return first in (b"\xea", b"\xe9", b"\xeb", b"\x90")
+
+
+#: Machine code without a byte that is no text is not met beyond a few instructions.
+_SHORTEST_TEXT = 32
+
+
+def _is_text(image: Image) -> bool:
+    start = image.prefix(4096)
+    return len(start) >= _SHORTEST_TEXT and all(
+        0x20 <= byte < 0x7F or byte in b"\t\n\r\f" for byte in start
+    )
 
 
 def load(

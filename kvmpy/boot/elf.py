@@ -1,7 +1,8 @@
 """ELF executables: System V ABI, chapter "Object Files", with the i386 and x86-64 supplements.
 
-Static executables only (ET_EXEC without PT_INTERP). ET_DYN, static PIE included, is refused: it
-needs relocations applied, which no boot protocol here asks a loader to do.
+Static executables only (ET_EXEC). ET_DYN, static PIE included, is refused: it needs relocations
+applied, which no boot protocol here asks a loader to do. PT_INTERP is refused where the ELF header
+alone says what to run; kernels with a boot protocol may carry one (FreeBSD's does).
 
 Each PT_LOAD segment goes to p_paddr; the rest of p_memsz is zeroed. e_entry is a virtual address
 in ELF, and a physical one in what kernels make of it. It is taken as virtual if a segment's
@@ -123,9 +124,7 @@ def _program_header(image: Image, bits: int, e_phoff: int, index: int) -> Progra
     else:
         fields = image.unpack(what, ELF64_PHDR, e_phoff + index * ELF64_PHDR.size)
         p_type, _, offset, vaddr, paddr, filesz, memsz, align = fields
-    if p_type == PT_INTERP:
-        raise ImageError(f"{what} is PT_INTERP: only static executables are supported")
-    if p_type in (PT_LOAD, PT_NOTE):
+    if p_type in (PT_LOAD, PT_NOTE) and filesz:  # ld gives an empty one any offset
         image.check(f"p_offset, p_filesz of {what}", offset, filesz)
     if p_type == PT_LOAD and filesz > memsz:
         raise ImageError(f"p_filesz of {what} is {filesz:#x}: p_memsz, its limit, is {memsz:#x}")
@@ -167,14 +166,12 @@ def check_loaded(elf: Elf, what: str, gpa: int) -> None:
         raise ImageError(f"{what} is {gpa:#x}, outside the content of the segments ({ranges})")
 
 
-def notes(elf: Elf) -> Iterator[tuple[bytes, int, bytes]]:
-    """Name, type and descriptor of the notes in all PT_NOTE segments, 1024 at most.
+def notes(elf: Elf, problems: list[str]) -> Iterator[tuple[bytes, int, bytes]]:
+    """Name, type and descriptor of the notes in all PT_NOTE segments, 1024 in each at most.
 
-    Names and descriptors are cut to 64 bytes.
-
-    Raises ImageError: a note does not fit in its segment.
+    Names and descriptors are cut to 64 bytes. What cannot be read is no reason to refuse an image
+    that does not need it: it is said in ``problems``, and ends its segment alone.
     """
-    left = MAX_NOTES
     for header in elf.headers:
         if header.type != PT_NOTE:
             continue
@@ -182,18 +179,21 @@ def notes(elf: Elf) -> Iterator[tuple[bytes, int, bytes]]:
         # 4-byte words in both classes; only segments of GNU properties say p_align 8.
         align = 8 if header.align == 8 else 4
         offset, end = header.offset, header.offset + header.filesz
+        left = MAX_NOTES
         while end - offset >= NHDR.size:
             if not left:
-                raise ImageError(f"{what}: more than {MAX_NOTES} notes, the limit")
+                problems.append(f"{what}: more than {MAX_NOTES} notes, the limit")
+                break
             left -= 1
             n_namesz, n_descsz, n_type = elf.image.unpack(what, NHDR, offset)
             name = offset + NHDR.size
             desc = offset + -(-(NHDR.size + n_namesz) // align) * align
             if desc + n_descsz > end:
-                raise ImageError(
+                problems.append(
                     f"n_namesz {n_namesz:#x}, n_descsz {n_descsz:#x} of a note at file offset "
                     f"{offset:#x} exceed {what}, which ends at {end:#x}"
                 )
+                break
             content = elf.image.read(what, desc, min(n_descsz, MAX_NOTE_FIELD))
             owner = elf.image.read(what, name, min(n_namesz, MAX_NOTE_FIELD))
             yield owner.rstrip(b"\0"), n_type, content
@@ -210,6 +210,11 @@ def load(request: Request) -> LoadedImage:
     request.refuse_boot_information(FORMAT)
     request.refuse_load_address(FORMAT)
     elf = parse(request.image)
+    for header in elf.headers:
+        if header.type == PT_INTERP:
+            raise ImageError(
+                f"program header {header.index} is PT_INTERP: only static executables are supported"
+            )
     mode = request.mode or (Mode.PROTECTED_32 if elf.bits == 32 else Mode.LONG_64)
     placement = Placement.of(request, mode)
     place(elf, placement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     ImageSource: TypeAlias = BytesLike | str | os.PathLike[str]
 
+#: Bytes that are taken from what is no file: a pipe.
+LARGEST_STREAM = 1 << 30
+
 
 @contextmanager
 def content(image: ImageSource) -> Iterator[BytesLike]:
@@ -24,10 +28,17 @@ def content(image: ImageSource) -> Iterator[BytesLike]:
         return
     try:
         with open(image, "rb") as file:
+            kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+            if kind in (stat.S_IFBLK, stat.S_IFCHR):
+                raise ImageError(f"{os.fspath(image)}: a device, not a file (--disk takes disks)")
             try:
                 content: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (ValueError, OSError):  # empty, or a pipe
-                content = file.read()
+                content = file.read(LARGEST_STREAM + 1)
+            if len(content) > LARGEST_STREAM and isinstance(content, bytes):
+                raise ImageError(
+                    f"{os.fspath(image)}: more than {LARGEST_STREAM >> 20} MiB came, and no end"
+                )
     except OSError as error:
         raise ImageError(f"{os.fspath(image)}: {error.strerror}") from None
     try:

@@ -36,19 +36,19 @@ HVM_MEMMAP_TABLE_ENTRY = struct.Struct("<QQII")
 FORMAT = "pvh"
 
 
-def find_entry(executable: elf.Elf) -> int | None:
-    """The address in the XEN_ELFNOTE_PHYS32_ENTRY note, if there is one.
-
-    Raises ImageError: a note is malformed.
+def find_entry(executable: elf.Elf, problems: list[str] | None = None) -> int | None:
+    """The address in the XEN_ELFNOTE_PHYS32_ENTRY note, if there is one that can be read. What
+    cannot be is added to ``problems``.
     """
-    for name, n_type, desc in elf.notes(executable):
+    problems = [] if problems is None else problems
+    for name, n_type, desc in elf.notes(executable, problems):
         if name == XEN_NOTE_NAME and n_type == XEN_ELFNOTE_PHYS32_ENTRY:
             # 4 bytes say the ABI and Xen; Linux writes a word of its ELF class
-            if len(desc) not in (4, 8):
-                raise ImageError(
-                    f"n_descsz of XEN_ELFNOTE_PHYS32_ENTRY is {len(desc)}: it must be 4 or 8"
-                )
-            return int.from_bytes(desc, "little")
+            if len(desc) in (4, 8):
+                return int.from_bytes(desc, "little")
+            problems.append(
+                f"n_descsz of XEN_ELFNOTE_PHYS32_ENTRY is {len(desc)}: it must be 4 or 8"
+            )
     return None
 
 
@@ -60,7 +60,10 @@ def load(request: Request) -> LoadedImage:
     request.refuse_placement(FORMAT, Mode.PROTECTED_32)
     request.refuse_rng_seed(FORMAT)
     executable = elf.parse(request.image)
-    entry = find_entry(executable)
+    problems: list[str] = []
+    entry = find_entry(executable, problems)
+    if entry is None and problems:
+        raise ImageError(problems[0])
     if entry is None:
         raise ImageError("PT_NOTE: no XEN_ELFNOTE_PHYS32_ENTRY (18) note of Xen, PVH needs one")
     if entry >= LIMIT_4G:

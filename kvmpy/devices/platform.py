@@ -91,6 +91,9 @@ class PowerManagement(Owner):
         """
         lib.shim_pm_connect_ioapic(self._pm, ioapic._ioapic, ioapic.checked_pin(pin))
 
+    def _assert_line(self) -> None:
+        lib.shim_pm_assert(self._pm)
+
     def disconnect(self) -> None:
         """Disconnect its interrupt.
 

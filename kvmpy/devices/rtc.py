@@ -80,6 +80,9 @@ class Rtc(Owner):
         pin = ioapic.checked_pin(pin)
         _check(lib.shim_rtc_connect_ioapic(self._rtc, ioapic._ioapic, pin))
 
+    def _assert_line(self) -> None:
+        lib.shim_rtc_assert(self._rtc)
+
     def disconnect(self) -> None:
         """Disconnect its interrupt, and end its thread.
 

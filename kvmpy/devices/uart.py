@@ -103,6 +103,9 @@ class Uart(Owner):
         """
         lib.shim_uart_connect_ioapic(self._device, ioapic._ioapic, ioapic.checked_pin(pin))
 
+    def _assert_line(self) -> None:
+        lib.shim_uart_assert(self._device)
+
     def disconnect(self) -> None:
         """Disconnect its interrupt.
 

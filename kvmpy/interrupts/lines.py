@@ -193,6 +193,9 @@ class VmInterrupts(VmFd):
         structure = ffi.new("struct kvm_irqchip *", {"chip_id": number})
         state.fill(getattr(structure.chip, member))
         ioctls.KVM_SET_IRQCHIP(self.fileno(), structure, chip)
+        # Which lines devices hold up is theirs to say, not the saved chip's.
+        for device in list((self._connected or {}).values()):
+            device._assert_line()
 
     # -- the timer
 

@@ -28,7 +28,7 @@ from ..stats.run import RunStats
 from ..vm import VM
 from ..watch.publish import Publication
 from ..x86.modes import Mode
-from .outcome import Outcome, judge
+from .outcome import Ending, Outcome, judge
 from .pc import Pc, stand_in_for_firmware
 from .threads import Ending as ThreadEnding, VcpuThreads
 
@@ -128,6 +128,8 @@ class Machine(Owner):
                 undo.callback(device.close)
             image = files.enter_context(content(kernel))
             ramdisk = None if initrd is None else files.enter_context(content(initrd))
+            # All but a boot sector's signature, a flat binary has nothing that says it is one.
+            self._guessed = format is None
             format = format or detect_format(image)
             needed = format in _WITH_TABLES or cpus > 1 or bool(devices)
             if irqchip == "auto":
@@ -217,8 +219,17 @@ class Machine(Owner):
         finally:
             if console:
                 console.close()
-        ending, status, text = judge(vcpu, exit)
+        ending, status, text = self._judge(vcpu, exit)
         return Outcome(ending, status, text, exit, time.monotonic() - start)
+
+    def _judge(self, vcpu: VCPU, exit: Exit) -> tuple[Ending, int, str]:
+        ending, status, text = judge(vcpu, exit)
+        if ending == "failure" and self._guessed and self.loaded.format == "flat":
+            text += (
+                "\nthe image was taken for machine code by guess: nothing in it says what it is "
+                "(format= or --format does)"
+            )
+        return ending, status, text
 
     def _kick(self) -> None:
         for cpu in self.cpus:
@@ -310,7 +321,7 @@ class Machine(Owner):
     def _on_end(self, ending: ThreadEnding[Exit]) -> None:
         """In the last vCPU thread, when all have ended."""
         if ending.value is not None:
-            status = judge(ending.vcpu, ending.value)
+            status = self._judge(ending.vcpu, ending.value)
             seconds = time.monotonic() - self._started_at
             self._outcome = Outcome(*status, ending.value, seconds)
         try:

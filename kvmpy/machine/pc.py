@@ -18,6 +18,7 @@ from ..devices.platform import I8042, PowerManagement, PvPanic, ResetControl
 from ..devices.ports import DebugConsole, DebugExitPort, PostPort
 from ..devices.rtc import Rtc
 from ..devices.uart import Uart
+from ..values import replace
 from ..x86 import layout
 from ..x86.modes import write_real_mode_stubs
 
@@ -69,6 +70,8 @@ class Pc:
             attach(PvPanic(), layout.PVPANIC_PORT)
 
     def _connect_lines(self) -> None:
+        for chip, base in layout.PIC_BASES.items():
+            self.vm.set_irqchip(chip, replace(self.vm.get_irqchip(chip), irq_base=base))
         fd = self.vm.fileno()
         self.serial.connect_line(fd, layout.COM1_IRQ)
         self.rtc.connect_line(fd, layout.RTC_IRQ)

@@ -54,6 +54,8 @@ RTC_PORT: Final = 0x70  # index; data at 0x71
 RTC_CENTURY: Final = 0x32  # CMOS register of the century, as the FADT says
 RTC_IRQ: Final = 8
 SCI_IRQ: Final = 9  # ACPI's interrupt, as on every PC: level-triggered
+#: The interrupt vectors that a PC's firmware has its PICs begin at.
+PIC_BASES: Final = {"pic-master": 0x08, "pic-slave": 0x70}
 POST_PORT: Final = 0x80  # power-on self-test codes
 DEBUGCON_PORT: Final = 0xE9  # one character per OUT, as in Bochs and QEMU's isa-debugcon
 DEBUG_EXIT_PORT: Final = 0xF4  # ends the run with the value written, as QEMU's isa-debug-exit

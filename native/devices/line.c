@@ -64,9 +64,11 @@ void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock)
 	line->vm_fd = line->eventfd = -1;
 }
 
+/* A level that is up is told again whenever its device looks at it: KVM's chips may have been set
+ * meanwhile, and the I/O APIC may have had no LAPIC to take it. They know what they know. */
 void shim_line_set(struct shim_line *line, bool level)
 {
-	if (level == line->level)
+	if (level == line->level && (!level || line->eventfd >= 0))
 		return;
 	line->level = level;
 	if (line->ioapic) {

@@ -326,6 +326,14 @@ void shim_pm_free(struct shim_pm *pm)
 	free(pm);
 }
 
+/* As shim_uart_assert(). */
+void shim_pm_assert(struct shim_pm *pm)
+{
+	pthread_mutex_lock(&pm->lock);
+	update_sci(pm);
+	pthread_mutex_unlock(&pm->lock);
+}
+
 static void connect_sci(struct shim_pm *pm, const struct shim_line *to)
 {
 	pthread_mutex_lock(&pm->lock);

@@ -438,6 +438,14 @@ int64_t shim_rtc_offset(struct shim_rtc *rtc)
 	return offset;
 }
 
+/* As shim_uart_assert(). */
+void shim_rtc_assert(struct shim_rtc *rtc)
+{
+	pthread_mutex_lock(&rtc->lock);
+	shim_line_set(&rtc->line, rtc->line.level);
+	pthread_mutex_unlock(&rtc->lock);
+}
+
 /* No interrupt any longer. Not while another thread connects it. */
 void shim_rtc_disconnect(struct shim_rtc *rtc)
 {

@@ -146,6 +146,14 @@ static void update_interrupt(struct shim_uart *uart)
 	shim_line_set(&uart->line, interrupt_source(uart) != IIR_NONE);
 }
 
+/* The chip at the other end of the line has been set: it is told where the line is. */
+void shim_uart_assert(struct shim_uart *uart)
+{
+	pthread_mutex_lock(&uart->lock);
+	update_interrupt(uart);
+	pthread_mutex_unlock(&uart->lock);
+}
+
 /* How many bytes were taken. Fewer than `length`: the queue is full, and space_eventfd (unless
  * -1) is signalled once half of it is free again. Any call replaces the eventfd of the one before:
  * one of length 0 forgets it, as it must be before it is closed. Any thread. */

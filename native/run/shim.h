@@ -246,6 +246,7 @@ struct shim_uart;
 API struct shim_uart *shim_uart_new(struct shim_sink *sink);
 API void shim_uart_free(struct shim_uart *uart);
 API void shim_uart_connect_line(struct shim_uart *uart, int vm_fd, uint32_t gsi);
+API void shim_uart_assert(struct shim_uart *uart);
 API int shim_uart_connect_eventfd(struct shim_uart *uart, int eventfd);
 API void shim_uart_connect_ioapic(struct shim_uart *uart, struct shim_ioapic *ioapic, uint32_t pin);
 API unsigned shim_uart_receive(struct shim_uart *uart, const uint8_t *data, unsigned length,
@@ -273,6 +274,7 @@ API struct shim_pm *shim_pm_new(void);
 API void shim_pm_free(struct shim_pm *pm);
 API void shim_pm_connect_line(struct shim_pm *pm, int vm_fd, uint32_t gsi);
 API void shim_pm_connect_ioapic(struct shim_pm *pm, struct shim_ioapic *ioapic, uint32_t pin);
+API void shim_pm_assert(struct shim_pm *pm);
 API bool shim_pm_press_power_button(struct shim_pm *pm);
 
 API struct shim_device *shim_reset_control_new(void);
@@ -285,6 +287,7 @@ API void shim_rtc_set_memory(struct shim_rtc *rtc, uint64_t low, uint64_t high);
 API int64_t shim_rtc_offset(struct shim_rtc *rtc);
 API int shim_rtc_connect(struct shim_rtc *rtc, int vm_fd, uint32_t gsi, int eventfd);
 API int shim_rtc_connect_ioapic(struct shim_rtc *rtc, struct shim_ioapic *ioapic, uint32_t pin);
+API void shim_rtc_assert(struct shim_rtc *rtc);
 API void shim_rtc_disconnect(struct shim_rtc *rtc);
 
 /* ------------------------------------------------------------------ run.c, vcpu.c */

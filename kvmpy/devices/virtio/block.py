@@ -6,9 +6,10 @@ import errno
 import fcntl
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import KvmpyError
+from ...host import disks
 from ...shim import lib
 from .device import VirtioDevice
 
@@ -33,8 +34,12 @@ class Block(VirtioDevice):
 
     The file is locked (flock: shared if read-only), so that two guests do not write to one disk.
 
+    ``format``: "raw" takes a file that begins as a QCOW2, VHD, VHDX, VMDK or VDI image does for the
+    disk itself, as a guest may have written one there; None refuses it.
+
     Raises OSError when it cannot be opened, KvmpyError when another has locked it, ValueError when
-    it is neither a regular file nor a block device, is empty, or is not a multiple of 512 bytes.
+    it is neither a regular file nor a block device, is empty, is not a multiple of 512 bytes, or
+    has another format.
 
     >>> import tempfile; image = tempfile.NamedTemporaryFile(); _ = image.truncate(1 << 20)
     >>> with kvmpy.devices.virtio.Block(image.name, serial="root") as disk:
@@ -43,7 +48,16 @@ class Block(VirtioDevice):
     <Block at 0xd0000000>
     """
 
-    def __init__(self, path: StrPath, *, read_only: bool = False, serial: str = ""):
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        read_only: bool = False,
+        serial: str = "",
+        format: Literal["raw"] | None = None,
+    ):
+        if format not in ("raw", None):
+            raise ValueError(f"format {format!r}: 'raw', or None for a look at the file")
         if not serial.isascii() or len(serial) > SERIAL_SIZE or "\0" in serial:
             raise ValueError(f"serial {serial!r} is more than {SERIAL_SIZE} ASCII characters")
         self._path = os.fspath(path)
@@ -51,6 +65,8 @@ class Block(VirtioDevice):
         self._serial = serial
         fd = os.open(self._path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         try:
+            if format is None:
+                _check_raw(fd, self._path)
             self._size = _size_of(fd, self._path)
             _lock(fd, self._path, read_only)
             sectors = self._size // SECTOR_SIZE
@@ -100,6 +116,14 @@ class Block(VirtioDevice):
         'data-1'
         """
         return self._serial
+
+
+def _check_raw(fd: int, path: str) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return
+    name = disks.format_of(os.pread(fd, SECTOR_SIZE, 0))
+    if name is not None:
+        raise ValueError(f"{path} is a {name} image, and a disk here is raw: {disks.REMEDY}")
 
 
 def _size_of(fd: int, path: str) -> int:

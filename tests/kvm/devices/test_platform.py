@@ -5,6 +5,7 @@ import datetime
 import pytest
 
 import kvmpy
+from kvmpy._native import ffi
 from kvmpy.x86 import layout
 
 
@@ -183,3 +184,36 @@ def test_no_pci_bus_answers():
         assert machine.cpu.run(timeout=20) == kvmpy.Hlt()  # and nothing that nobody claimed
         assert machine.cpu.regs.rax == 0xFFFF_FFFF
         assert machine.unclaimed == {("out", 0xCF8): 1, ("in", 0xCFC): 1}
+
+
+# ---------------------------------------------------------------- as a PC's firmware leaves it
+
+
+def test_interrupt_vectors_of_a_pc():
+    """PICs that nobody has programmed give what the BIOS had them give: IRQ 4 is vector 0x0C."""
+    code = kvmpy.asm("hlt", 16)
+    with kvmpy.Machine(code, format="flat", memory="2M", irqchip="kernel") as machine:
+        bases = [machine.vm.get_irqchip(chip).irq_base for chip in ("pic-master", "pic-slave")]
+    assert bases == [0x08, 0x70]
+
+
+def test_a_line_that_is_up_when_the_chip_is_set(kernel_irqchip_uart):
+    """A saved chip does not know where lines are now: the device says so."""
+    vm, uart, before = kernel_irqchip_uart
+    assert uart.receive(b"x") == 1
+    assert vm.get_irqchip("pic-master").irr & 1 << 4
+    vm.set_irqchip("pic-master", before)
+    assert vm.get_irqchip("pic-master").irr & 1 << 4
+
+
+@pytest.fixture
+def kernel_irqchip_uart():
+    """A UART on line 4, its receive interrupt enabled, and the chip before it had anything."""
+    with kvmpy.VM("1M", irqchip=True) as vm:
+        uart = kvmpy.Uart()
+        uart.connect_line(vm.fileno(), 4)
+        before = vm.get_irqchip("pic-master")
+        device = ffi.cast("struct shim_device *", uart._device)
+        for offset, value in ((4, 0x08), (1, 0x01)):
+            device.access(device, ffi.NULL, offset, ffi.new("uint8_t[1]", [value]), 1, True)
+        yield vm, uart, before

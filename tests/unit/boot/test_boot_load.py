@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from boot_images import (
     bzimage,
     elf,
     multiboot_elf,
+    multiboot_header,
     multiboot_kludge,
     note,
     pvh,
@@ -178,3 +180,99 @@ def test_real_images() -> None:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         ):
             assert load(mapped, memory).format == path.name.split("-")[0], path
+
+
+# ---- what other loaders take, and what is no kernel
+
+
+def test_empty_segments_have_any_offset(memory: GuestMemory) -> None:
+    """GNU ld gives a .bss segment an offset past the end of the file."""
+    for bits in (32, 64):
+        segments = [Segment(MIB), Segment(MIB + 0x4000, b"", memsz=0x1000, offset=1 << 30)]
+        memory.write(MIB + 0x4000, b"x" * 16)
+        assert load(elf(bits, segments), memory).format == "elf"
+        assert memory.read(MIB + 0x4000, 16) == bytes(16)
+    notes = Segment(0, b"", memsz=0, type=4, offset=1 << 30)
+    assert detect(elf(64, [Segment(MIB), notes])) == "elf"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_a_kernel_with_an_interpreter(memory: GuestMemory, bits: int) -> None:
+    """FreeBSD's carries "/red/herring"; a program with one needs it."""
+    entry = struct.pack("<I", MIB + 8)
+    interpreter = Segment(0, b"/red/herring\0", memsz=0, type=3)
+    notes = Segment(0, note(b"Xen", 18, entry), memsz=0, type=4)
+    kernel = elf(bits, [Segment(MIB), interpreter, notes])
+    assert load(kernel, memory).format == "pvh"
+    with pytest.raises(ImageError, match="PT_INTERP"):
+        load(elf(bits, [Segment(MIB), interpreter]), memory)
+
+
+def broken_note() -> bytes:
+    return struct.pack("<III", 1 << 20, 4, 1) + bytes(16)
+
+
+def test_notes_that_cannot_be_read(memory: GuestMemory) -> None:
+    """They refuse no image that needs none, and hide no entry in another segment, or behind a bad
+    one."""
+    broken = Segment(0, broken_note(), memsz=0, type=4)
+    good = Segment(0, note(b"Xen", 18, struct.pack("<I", MIB + 8)), memsz=0, type=4)
+    short = Segment(0, note(b"Xen", 18, b"xyz") + good.content, memsz=0, type=4)
+    many = Segment(0, note(b"a", 1, b"") * 1100, memsz=0, type=4)
+    assert load(elf(64, [Segment(MIB), broken]), memory).format == "elf"
+    for first in (broken, many):
+        assert load(elf(64, [Segment(MIB), first, good]), memory).entry.rip == MIB + 8
+    assert load(elf(64, [Segment(MIB), short]), memory).entry.rip == MIB + 8
+    with pytest.raises(ImageError, match="exceed PT_NOTE segment 1"):
+        load(elf(64, [Segment(MIB), broken]), memory, format="pvh")
+
+
+def test_other_kernels_of_the_higher_half(memory: GuestMemory) -> None:
+    """Their virtual addresses are those of Linux, and they are not."""
+    high = 0xFFFF_FFFF_8000_0000
+    header = multiboot_header() + CODE
+    kernel = elf(64, [Segment(MIB, header, vaddr=high + MIB)], entry=MIB + 12)
+    assert load(kernel, memory).format == "multiboot"
+    notes = Segment(0, note(b"Xen", 18, struct.pack("<I", MIB)), memsz=0, type=4)
+    kernel = elf(64, [Segment(MIB, vaddr=high + MIB), notes], entry=MIB)
+    assert load(kernel, memory).format == "pvh"
+
+
+def at(offset: int, magic: bytes, size: int = 0x1_1000) -> bytes:
+    return (bytes([0xF4]) * offset + magic).ljust(size, b"\xf4")
+
+
+@pytest.mark.parametrize(
+    ("image", "what"),
+    [
+        (b"#!/bin/sh\necho no kernel\n", "a script"),
+        (b"root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/\n", "text"),
+        (at(0, b"QFI\xfb\0\0\0\3"), "QCOW2"),
+        (at(0, b"vhdxfile"), "VHDX"),
+        (at(0, b"conectix"), "VHD"),
+        (at(0, b"KDMV"), "VMDK"),
+        (at(0x40, b"\x7f\x10\xda\xbe"), "VDI"),
+        (at(0x200, b"EFI PART"), "a partitioned disk"),
+        (at(0x438, b"\x53\xef"), "ext4"),
+        (at(0, b"hsqs"), "SquashFS"),
+        (at(0, b"\x55\xaa\x80"), "an option ROM"),
+        (b"\x90" * 0xFFF0 + b"\xea\x5b\xe0\0\xf0".ljust(16, b"\0"), "firmware"),
+        (at(0, b"PK\3\4"), "ZIP"),
+        (at(257, b"ustar"), "tar"),
+        (at(0x38, b"ARM\x64"), "64-bit ARM"),
+        (at(0x38, b"RSC\5"), "RISC-V"),
+        (at(0, b"\x27\5\x19\x56"), "U-Boot"),
+        (at(0, b"ANDROID!"), "Android"),
+        (at(0, b"\xcf\xfa\xed\xfe"), "Mach-O"),
+        (at(0, b"\0asm\1"), "WebAssembly"),
+    ],
+)
+def test_an_unknown_file_is_not_code(image: bytes, what: str) -> None:
+    with pytest.raises(ImageError, match=what):
+        detect(image)
+
+
+def test_code_is_code() -> None:
+    """However short, and with whatever in it."""
+    for code in (b"\xf4", b"hlt", b"\xeb\xfe", CODE, bytes(4096), b"A" * 31, b"A" * 31 + b"\xf4"):
+        assert detect(code) == "flat"
