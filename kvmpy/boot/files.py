@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from ..errors import ImageError
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 LARGEST_STREAM = 1 << 30
 
 
+def _is_empty(device: BinaryIO) -> bool:
+    return not device.isatty() and not device.read(1)
+
+
 @contextmanager
 def content(image: ImageSource) -> Iterator[BytesLike]:
     """The bytes of an image: a file's are mapped where they can be."""
@@ -29,7 +33,7 @@ def content(image: ImageSource) -> Iterator[BytesLike]:
     try:
         with open(image, "rb") as file:
             kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
-            if kind in (stat.S_IFBLK, stat.S_IFCHR):
+            if kind == stat.S_IFBLK or (kind == stat.S_IFCHR and not _is_empty(file)):
                 raise ImageError(f"{os.fspath(image)}: a device, not a file (--disk takes disks)")
             try:
                 content: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

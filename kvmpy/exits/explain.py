@@ -11,12 +11,17 @@ from . import reasons as exits
 if TYPE_CHECKING:
     from ..vcpu_fd import VcpuFd
 
-#: Bytes of code shown at RIP: an x86 instruction has at most 15.
+#: Bytes of code shown from an address on: an x86 instruction has at most 15.
 CODE_BYTES = 15
+#: And before it.
+BYTES_BEFORE = 12
 
 
 def explain(vcpu: VcpuFd, exit: exits.Exit) -> str:
-    """A text of a few lines: the exit, its likely cause, the code at RIP, the registers.
+    """A text of a few lines: the exit, its likely cause, the code there, the registers.
+
+    The code is that at RIP, or where an exception without a handler happened; ``<`` and ``>`` mark
+    the byte at that address.
 
     >>> vm.load(kvmpy.asm("ud2"), at=0x1000)
     >>> cpu.enter(kvmpy.LONG_MODE, rip=0x1000)
@@ -28,7 +33,8 @@ def explain(vcpu: VcpuFd, exit: exits.Exit) -> str:
     if cause:
         parts.append(textwrap.fill(f"Likely: {cause}", 79, subsequent_indent="  "))
     try:
-        parts.append(f"code at rip: {_code(vcpu) or 'not readable'}")
+        parts.append(_code(vcpu, exit))
+        parts.append(f"vCPU {vcpu.id}, ring {vcpu.sregs.ss.dpl}, {_mode(vcpu)}")
         parts.append(repr(vcpu.regs))
         if isinstance(exit, (exits.Shutdown, exits.FailEntry, exits.InternalError)):
             parts.append(repr(vcpu.sregs))
@@ -160,18 +166,47 @@ def _module() -> str:
     return module_name()
 
 
-def _code(vcpu: VcpuFd) -> str:
-    """The bytes at RIP, through the guest's own page tables."""
-    from ..x86 import walk
+def _mode(vcpu: VcpuFd) -> str:
+    sregs = vcpu.sregs
+    return sregs.cs.kind if sregs.cr0 & 1 else "real mode"
+
+
+def _code(vcpu: VcpuFd, exit: exits.Exit) -> str:
     from ..x86.bits import linear_rip
 
-    sregs = vcpu.sregs
+    if not isinstance(exit, (exits.GuestException, exits.UnexpectedSyscall)):
+        return f"code at rip: {_bytes_around(vcpu, linear_rip(vcpu.regs, vcpu.sregs))}"
+    # RIP is in a stub of ours: what counts is where the guest came from.
+    rip = exit.report.rip
+    if rip is None:
+        return "code: where it came from is not known"
+    after = " (after the call)" if isinstance(exit, exits.UnexpectedSyscall) else ""
+    selector = getattr(exit.report, "cs", None)
+    base = selector << 4 if selector is not None and not vcpu.sregs.cr0 & 1 else 0
+    return f"code at {rip:#x}{after}: {_bytes_around(vcpu, base + rip)}"
+
+
+def _bytes_around(vcpu: VcpuFd, linear: int) -> str:
+    """What lies around a linear address, through the guest's own page tables."""
+    before = _readable(vcpu, linear - BYTES_BEFORE, BYTES_BEFORE, at_the_end=True)
+    there = _readable(vcpu, linear, CODE_BYTES)
+    if not there:
+        return "not readable"
+    shown = [f"{byte:02x}" for byte in before]
+    return " ".join([*shown, f"<{there[0]:02x}>", *(f"{byte:02x}" for byte in there[1:])])
+
+
+def _readable(vcpu: VcpuFd, linear: int, size: int, *, at_the_end: bool = False) -> bytes:
+    """As much of [linear, linear + size) as can be read from its beginning on; or to its end."""
+    from ..x86 import walk
+
+    sregs, memory = vcpu.sregs, vcpu.vm.memory
     layout = walk.Paging.of(sregs.cr0, sregs.cr4, sregs.efer)
-    found = walk.walk(vcpu.vm.memory, sregs.cr3, linear_rip(vcpu.regs, sregs), layout)
-    if found.gpa is None:
-        return ""
-    region = vcpu.vm.memory.region_at(found.gpa)
-    if region is None:
-        return ""
-    size = min(CODE_BYTES, region.end - found.gpa)
-    return vcpu.vm.memory.read(found.gpa, size).hex(" ")
+    found = b""
+    for offset in reversed(range(size)) if at_the_end else range(size):
+        gpa = walk.walk(memory, sregs.cr3, (linear + offset) % (1 << 64), layout).gpa
+        if gpa is None or not memory.contains(gpa):
+            break
+        byte = memory.read(gpa, 1)
+        found = byte + found if at_the_end else found + byte
+    return found

@@ -223,6 +223,8 @@ class Machine(Owner):
         return Outcome(ending, status, text, exit, time.monotonic() - start)
 
     def _judge(self, vcpu: VCPU, exit: Exit) -> tuple[Ending, int, str]:
+        if isinstance(exit, (exits.Timeout, exits.ExitLimit)):
+            vcpu = self._busiest(vcpu)
         ending, status, text = judge(vcpu, exit)
         if ending == "failure" and self._guessed and self.loaded.format == "flat":
             text += (
@@ -230,6 +232,13 @@ class Machine(Owner):
                 "(format= or --format does)"
             )
         return ending, status, text
+
+    def _busiest(self, vcpu: VCPU) -> VCPU:
+        """That whose budget ended first may be one that has had nothing to do."""
+        from ..state.interrupts import MpState
+
+        busy = (cpu for cpu in self.cpus if cpu.has_lapic and cpu.mp_state == MpState.RUNNABLE)
+        return next(busy, vcpu)
 
     def _kick(self) -> None:
         for cpu in self.cpus:

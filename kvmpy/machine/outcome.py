@@ -58,9 +58,9 @@ def judge(vcpu: VCPU, exit: Exit) -> tuple[Ending, int, str]:
         case exits.GuestPanic():
             return "panic", PANIC, "the guest's kernel panicked"
         case exits.Timeout():
-            return "timeout", BUDGET, f"timeout: the guest was {_whereabouts(vcpu)}"
+            return "timeout", BUDGET, f"timeout: {_whereabouts(vcpu)}"
         case exits.ExitLimit():
-            return "exit-limit", BUDGET, f"exit limit: the guest was {_whereabouts(vcpu)}"
+            return "exit-limit", BUDGET, f"exit limit: {_whereabouts(vcpu)}"
         case exits.Kicked():
             return "interrupted", INTERRUPTED, "ended by the user"
         case _:
@@ -79,8 +79,9 @@ def _in_vain(vcpu: VCPU) -> str:
 def _whereabouts(vcpu: VCPU) -> str:
     sregs = vcpu.sregs
     mode = "real mode" if not sregs.cr0 & 1 else sregs.cs.kind
-    where = f"at {sregs.cs.selector:04x}:{vcpu.regs.rip:#x} (ring {sregs.ss.dpl}, {mode})"
-    return where + _pace(sregs.ss.dpl)
+    who = f"the guest's vCPU {vcpu.id}" if len(vcpu.vm.vcpus) > 1 else "the guest"
+    where = f"{sregs.cs.selector:04x}:{vcpu.regs.rip:#x} (ring {sregs.ss.dpl}, {mode})"
+    return f"{who} was at {where}{_pace(sregs.ss.dpl)}"
 
 
 def _pace(ring: int) -> str:
@@ -88,4 +89,4 @@ def _pace(ring: int) -> str:
     from ..host.module import module_name
 
     slow = ring == 0 and module_name() == "kvm_pvm"
-    return ", where kvm_pvm emulates some 1.5 million instructions a second" if slow else ""
+    return ", where kvm_pvm emulates every instruction" if slow else ""

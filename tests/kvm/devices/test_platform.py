@@ -217,3 +217,12 @@ def kernel_irqchip_uart():
         for offset, value in ((4, 0x08), (1, 0x01)):
             device.access(device, ffi.NULL, offset, ffi.new("uint8_t[1]", [value]), 1, True)
         yield vm, uart, before
+
+
+def test_the_vcpu_that_a_timeout_is_about():
+    """Not one that waits for its first interrupt."""
+    code = kvmpy.asm("1: jmp 1b", 16)
+    with kvmpy.Machine(code, format="flat", memory="2M", cpus=2, irqchip="kernel") as machine:
+        outcome = machine.run(timeout=0.3)
+        assert outcome.ending == "timeout"
+        assert "the guest's vCPU 0 was at 0000:0x7c00 (ring 0, real mode)" in outcome.text

@@ -185,3 +185,42 @@ def test_nothing_escapes_after_the_end(start):
     cpu = start("ud2", LONG, 3)
     exception(cpu)
     assert isinstance(cpu.run(timeout=5), kvmpy.Hlt)
+
+
+# ---------------------------------------------------------------- as explain() shows it
+
+
+def test_explain_shows_the_code_of_the_fault(start, vm):
+    """Where the guest was, not the stub that reported it; with what came before it."""
+    cpu = start("nop; nop; ud2; nop")
+    text = cpu.explain(cpu.run(timeout=5))
+    assert "code at 0x1002: " in text
+    assert "90 90 <0f> 0b 90" in text
+    assert "vCPU 0, ring 0, " in text
+
+
+def test_explain_in_real_mode(start, vm):
+    """The segment counts."""
+    vm.load(kvmpy.asm("nop; ud2", 16), at=0x2_0000)
+    cpu = start("jmp 0x2000:0", mode=kvmpy.REAL_MODE)
+    text = cpu.explain(cpu.run(timeout=5))
+    assert "90 <0f> 0b" in text
+    assert "real mode" in text
+
+
+def test_explain_after_hlt(start):
+    """RIP is behind it."""
+    cpu = start("nop; hlt; ud2")
+    assert "90 f4 <0f> 0b" in cpu.explain(cpu.run(timeout=5))
+
+
+def test_explain_code_that_cannot_be_read(start, vm):
+    """Pages that are not there before or behind it, or at it."""
+    vm.memory.add(0x4000_0000, "4K")
+    vm.memory.write(0x4000_0000, b"\x0f\x0b")
+    cpu = start("mov eax, 0x40000000; jmp rax")
+    text = cpu.explain(cpu.run(timeout=5))
+    assert "code at 0x40000000: <0f> 0b 00" in text
+    vm.memory.write(0x4000_0FFE, b"\x0f\x0b")
+    cpu = start("mov eax, 0x40000ffe; jmp rax", vcpu=cpu)
+    assert cpu.explain(cpu.run(timeout=5)).count("00 00 <0f> 0b\n") == 1
