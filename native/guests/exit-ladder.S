@@ -173,6 +173,10 @@ wake_batch:
         sub     eax, esi
         mov     [rbp], eax
         add     ebp, 4
-        mov     ebx, LAPIC_EOI
+        mov     rax, [rsp]
+        cmp     byte ptr [rax], 0xf4    // QEMU can lose STI's hold over an AMD-V exit: HLT behind
+        jne     1f                      // it would wait for an interrupt that has been
+        inc     qword ptr [rsp]
+1:      mov     ebx, LAPIC_EOI
         mov     dword ptr [rbx], 0
         iretq
