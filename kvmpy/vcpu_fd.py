@@ -33,6 +33,9 @@ if TYPE_CHECKING:
         def run(self, timeout: float | None, max_exits: int | None) -> Exit:
             """VCPU.run(), with breakpoints."""
 
+        def take_over(self, exit: Exit, timeout: float | None, max_exits: int | None) -> Exit:
+            """What a run gives that began without it, and ended with ``exit``."""
+
         def hide(self, gva: int, data: bytearray) -> None:
             """Put the guest's own bytes for INT3s into what was read at ``gva``."""
 

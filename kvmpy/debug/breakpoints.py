@@ -252,6 +252,17 @@ class _Debugger:
             exit = self._judge(self._one_run(budget), budget)
         return exit
 
+    def take_over(self, exit: Exit, timeout: float | None, max_exits: int | None) -> Exit:
+        """Breakpoints came while a run was under way, set by a handler or during a pause: what it
+        ended with may be one of them, or for the guest; then it goes on."""
+        budget = _Budget(timeout, max_exits)
+        if budget.exits is not None:
+            budget.exits = self.cpu.exits_left
+        judged = self._judge(exit, budget)
+        while judged is None:
+            judged = self._judge(self._one_run(budget), budget)
+        return judged
+
     def _kvm_run(self, timeout: float | None, max_exits: int | None) -> Exit:
         self.inside = True
         try:

@@ -156,7 +156,10 @@ class VcpuRun(VcpuAnswers, VcpuThread):
         if shim.ring_length or shim.flush_error:
             return self._wound_up(stop)
         if stop == _EXIT:
-            return self._decode()
+            exit = self._decode()
+            if self._debugger is not None and not self._debugger.inside:  # since this run began
+                return self._debugger.take_over(exit, timeout, max_exits)
+            return exit
         return self._own_stop(stop)
 
     def _wound_up(self, stop: int) -> Exit:

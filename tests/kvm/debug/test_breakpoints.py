@@ -246,3 +246,64 @@ def test_a_closed_vcpu(vm, start):
     with cpu.breakpoint(INC, software=True), cpu.breakpoint(INC):
         cpu.close()
     assert vm.memory.read(INC, 1) == original
+
+
+# ---------------------------------------------------------------- set while a run is under way
+
+
+@svm
+def test_set_in_a_handler(start, vm, software):
+    """The run that is under way stops there, once; the next goes on."""
+    cpu = start("out 0x10, al; inc eax; inc eax; out 0x11, al; hlt")
+    points = []
+    vm.on_io(0x10)(lambda *_: points.append(cpu.breakpoint(0x1004, software=software)))
+    exit = cpu.expect(Debug, timeout=5)
+    assert (exit.pc, cpu.regs.rip, cpu.regs.rax) == (0x1004, 0x1004, 1)
+    assert points[0].hits == 1
+    assert cpu.expect(IoOut, timeout=5).data == b"\x02"
+    points[0].remove()
+    cpu.expect(Hlt, timeout=5)
+    assert cpu.regs.rax == 2
+
+
+@svm
+def test_set_during_a_pause(start, run_in_thread, software):
+    """Of a guest that spins."""
+    cpu = start("1: inc eax; jmp 1b", ring=0)
+    runner = run_in_thread(cpu)
+    assert cpu.pause()
+    stop = cpu.breakpoint(0x1002, software=software)
+    cpu.resume()
+    exit = runner.result()
+    assert isinstance(exit, Debug)
+    assert exit.pc == cpu.regs.rip == 0x1002
+    before = cpu.regs.rax
+    for i in range(2):
+        assert cpu.expect(Debug, timeout=5).pc == 0x1002
+        assert cpu.regs.rax == before + 1 + i
+    assert stop.hits == 3
+    stop.remove()
+    assert isinstance(cpu.run(timeout=0.02), Timeout)
+
+
+@svm
+def test_set_in_a_handler_and_taken_away_in_the_next(start, vm, software):
+    """Nothing is left of it: the guest runs as if there had never been any."""
+    cpu = start("out 0x10, al; out 0x12, al; inc eax; hlt")
+    points = []
+    vm.on_io(0x10)(lambda *_: points.append(cpu.breakpoint(0x1004, software=software)))
+    vm.on_io(0x12)(lambda *_: points.pop().remove())
+    assert cpu.expect(Hlt, timeout=5) == Hlt()
+    assert cpu.regs.rax == 1
+    assert cpu.breakpoints == ()
+
+
+@svm
+@no_int3
+def test_the_guests_own_int3_with_breakpoints_set_meanwhile(start, vm):
+    """It is given back, by the run that began without a debugger."""
+    cpu = start("out 0x10, al; int3; hlt", handlers={3: 0x3000})
+    vm.load(kvmpy.asm("mov bl, 7; iretq"), at=0x3000)
+    vm.on_io(0x10)(lambda *_: cpu.breakpoint(0x5000, software=True))
+    cpu.expect(Hlt, timeout=5)
+    assert cpu.regs.rbx & 0xFF == 7
