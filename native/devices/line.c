@@ -56,6 +56,17 @@ void shim_line_drop(struct shim_line *line)
 	shim_line_init(line);
 }
 
+/* KVM's chip has been set, and knows no longer what it was told. An eventfd is an edge, and over. */
+void shim_line_assert(struct shim_line *line)
+{
+	bool level = line->level;
+
+	if (line->vm_fd < 0)
+		return;
+	line->level = !level;
+	shim_line_set(line, level);
+}
+
 /* In a fork()ed child: nobody there is to raise the line, and nobody will release the lock. */
 void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock)
 {
@@ -64,11 +75,11 @@ void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock)
 	line->vm_fd = line->eventfd = -1;
 }
 
-/* A level that is up is told again whenever its device looks at it: KVM's chips may have been set
- * meanwhile, and the I/O APIC may have had no LAPIC to take it. They know what they know. */
+/* The I/O APIC is told of a level that is up whenever its device looks at it: it may have had no
+ * LAPIC to take it. */
 void shim_line_set(struct shim_line *line, bool level)
 {
-	if (level == line->level && (!level || line->eventfd >= 0))
+	if (level == line->level && !(level && line->ioapic))
 		return;
 	line->level = level;
 	if (line->ioapic) {

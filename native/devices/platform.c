@@ -330,7 +330,7 @@ void shim_pm_free(struct shim_pm *pm)
 void shim_pm_assert(struct shim_pm *pm)
 {
 	pthread_mutex_lock(&pm->lock);
-	update_sci(pm);
+	shim_line_assert(&pm->line);
 	pthread_mutex_unlock(&pm->lock);
 }
 

@@ -442,7 +442,7 @@ int64_t shim_rtc_offset(struct shim_rtc *rtc)
 void shim_rtc_assert(struct shim_rtc *rtc)
 {
 	pthread_mutex_lock(&rtc->lock);
-	shim_line_set(&rtc->line, rtc->line.level);
+	shim_line_assert(&rtc->line);
 	pthread_mutex_unlock(&rtc->lock);
 }
 

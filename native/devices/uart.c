@@ -150,7 +150,7 @@ static void update_interrupt(struct shim_uart *uart)
 void shim_uart_assert(struct shim_uart *uart)
 {
 	pthread_mutex_lock(&uart->lock);
-	update_interrupt(uart);
+	shim_line_assert(&uart->line);
 	pthread_mutex_unlock(&uart->lock);
 }
 

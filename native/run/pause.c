@@ -103,6 +103,21 @@ int shim_pause_wait(struct shim_vcpu *vcpu, int64_t until, bool in_a_run)
 	}
 }
 
+/* A pause that has been asked for: until the vCPU is out of its run. False: it is not, and it is
+ * `until` (CLOCK_MONOTONIC ns), or nobody asks any longer. */
+bool shim_await_pause(struct shim_vcpu *vcpu, int64_t until)
+{
+	for (;;) {
+		uint32_t gate = atomic_load(&vcpu->gate);
+
+		if (atomic_load(&vcpu->parked) || !atomic_load(&vcpu->active))
+			return true;
+		if (!atomic_load(&vcpu->pauses) || atomic_load(&vcpu->closed) || shim_now() >= until)
+			return false;
+		wait_at_gate(vcpu, gate, until);
+	}
+}
+
 /* The thread of a run that has stopped with SHIM_PAUSED: wait. SHIM_PAUSED: still paused, and there
  * was a signal that Python may have a handler for; SHIM_CONTINUE: not any longer; else what ends the
  * run. */

@@ -5,7 +5,6 @@
  * group (enum shim_stop) leave the run open: the caller settles them and calls shim_resume().
  */
 #include <errno.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -337,13 +336,6 @@ static int enter(struct shim_vcpu *vcpu)
 {
 	int error = shim_kick_enter(vcpu);
 
-	/* A run is ours alone: who has the vCPU reads registers for another thread, and is gone in
-	 * a moment. */
-	while (error == -EBUSY && atomic_load(&vcpu->active) &&
-	       atomic_load(&vcpu->owner) == shim_kick_thread()) {
-		sched_yield();
-		error = shim_kick_enter(vcpu);
-	}
 	if (error)
 		return error;
 	if (atomic_load(&vcpu->closed)) {
@@ -351,6 +343,17 @@ static int enter(struct shim_vcpu *vcpu)
 		return -EBADF;
 	}
 	return 0;
+}
+
+/* A run is ours alone: who has the vCPU reads registers for another thread, for a moment. */
+static int enter_run(struct shim_vcpu *vcpu)
+{
+	int error;
+
+	pthread_mutex_lock(&vcpu->brief);
+	error = enter(vcpu);
+	pthread_mutex_unlock(&vcpu->brief);
+	return error;
 }
 
 /* The caller has had the vCPU since leave(). */
@@ -414,7 +417,7 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 		vcpu->report.value = -error;
 		return SHIM_PLACE_ERROR;
 	}
-	error = enter(vcpu);
+	error = enter_run(vcpu);
 	if (error) {
 		end(vcpu);
 		return refused(vcpu, error);
@@ -474,7 +477,7 @@ int shim_resume(struct shim_vcpu *vcpu)
 		if (stop == SHIM_PAUSED)
 			return stop;
 	}
-	error = enter(vcpu);
+	error = enter_run(vcpu);
 	if (error) {
 		shim_coalesced_end(vcpu);
 		end(vcpu);
@@ -528,19 +531,48 @@ static int complete(struct shim_vcpu *vcpu)
 	return result == -EINTR ? 0 : result;
 }
 
+/* Of another thread's run that is not paused, also while it is in a handler. */
+static bool is_anothers(const struct shim_vcpu *vcpu)
+{
+	return atomic_load(&vcpu->active) && atomic_load(&vcpu->owner) != shim_kick_thread() &&
+	       !atomic_load(&vcpu->parked);
+}
+
+/*
+ * With the vCPU taken: 0; -EBADF: it is closed; -EBUSY: a run has it. A run that is being paused is
+ * waited for: between two pauses it may have begun to go on, and comes back at once. Who holds it
+ * in a handler is not waited for beyond MOST_WAIT_NS.
+ */
+#define MOST_WAIT_NS 100000000
+
+static int take(struct shim_vcpu *vcpu)
+{
+	int64_t until = 0;
+
+	for (;;) {
+		int error = is_anothers(vcpu) ? -EBUSY : enter(vcpu);
+
+		if (error != -EBUSY || !atomic_load(&vcpu->pauses))
+			return error;
+		if (!until)
+			until = shim_now() + MOST_WAIT_NS;
+		if (!shim_await_pause(vcpu, until) || shim_now() >= until)
+			return -EBUSY;
+	}
+}
+
 static int exclusively(struct shim_vcpu *vcpu, int (*action)(struct shim_vcpu *, uint64_t),
 		       uint64_t fields)
 {
 	int result;
 
-	if (atomic_load(&vcpu->active) && atomic_load(&vcpu->owner) != shim_kick_thread() &&
-	    !atomic_load(&vcpu->parked))
-		return -EBUSY; /* also while that run is in a handler */
-	result = enter(vcpu);
-	if (result)
-		return result;
-	result = action(vcpu, fields);
-	shim_kick_leave(vcpu);
+	pthread_mutex_lock(&vcpu->brief); /* others are through in a moment */
+	result = take(vcpu);
+	if (!result) {
+		result = action(vcpu, fields);
+		shim_kick_leave(vcpu);
+	}
+	pthread_mutex_unlock(&vcpu->brief);
 	return result;
 }
 

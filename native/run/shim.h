@@ -241,6 +241,7 @@ void shim_line_disconnect(struct shim_line *line);
 void shim_line_drop(struct shim_line *line);
 void shim_line_at_fork(struct shim_line *line, pthread_mutex_t *lock);
 void shim_line_set(struct shim_line *line, bool level);
+void shim_line_assert(struct shim_line *line);
 
 struct shim_uart;
 API struct shim_uart *shim_uart_new(struct shim_sink *sink);
@@ -353,6 +354,7 @@ API struct shim_vcpu {
 	_Atomic int closed;
 	_Atomic int active; /* a run is under way, in C or in a Python handler */
 	_Atomic int thread; /* in C with this vCPU, 0: none. Kickers read it. */
+	pthread_mutex_t brief; /* held by who has it between runs, or in a pause: for a moment */
 	_Atomic int owner;  /* the thread whose run is under way, 0 for a moment at its ends */
 	_Atomic int kicked;
 	_Atomic int signalled; /* set by our handler, on this thread: number of the signal */
@@ -440,6 +442,7 @@ API unsigned shim_unpause(struct shim_vcpu *const *vcpus, unsigned count);
 API int shim_pause_wait(struct shim_vcpu *vcpu, int64_t until, bool in_a_run);
 API unsigned shim_pauses(const struct shim_vcpu *vcpu);
 int shim_park(struct shim_vcpu *vcpu);
+bool shim_await_pause(struct shim_vcpu *vcpu, int64_t until);
 API int shim_thread(const struct shim_vcpu *vcpu);
 API int shim_place(struct shim_vcpu *vcpu, const uint8_t *mask, unsigned length);
 int shim_take_place(struct shim_vcpu *vcpu);

@@ -20,6 +20,7 @@ static void in_child(struct shim_at_fork *at_fork)
 	vcpu->thread = vcpu->timer_thread = vcpu->owner = 0;
 	vcpu->active = vcpu->parked = vcpu->pauses = 0;
 	pthread_mutex_init(&vcpu->placing, NULL);
+	pthread_mutex_init(&vcpu->brief, NULL);
 	vcpu->counters = &vcpu->own_counters;
 	shim_vcpu_close(vcpu);
 }
@@ -52,6 +53,7 @@ struct shim_vcpu *shim_vcpu_new(int fd, size_t run_size, struct shim_bus *bus,
 		return NULL;
 	}
 	pthread_mutex_init(&vcpu->placing, NULL);
+	pthread_mutex_init(&vcpu->brief, NULL);
 	vcpu->fd = fd;
 	vcpu->process = getpid();
 	vcpu->run = run;
@@ -102,6 +104,7 @@ void shim_vcpu_free(struct shim_vcpu *vcpu)
 	shim_dirty_unmap(vcpu);
 	shim_share(vcpu->unshared);
 	munmap(vcpu->run, vcpu->run_size);
+	pthread_mutex_destroy(&vcpu->brief);
 	pthread_mutex_destroy(&vcpu->placing);
 	free(vcpu->ring);
 	free(vcpu);
