@@ -432,6 +432,8 @@ int shim_run(struct shim_vcpu *vcpu, int64_t timeout_ns, uint64_t max_exits)
 	vcpu->exits_left = vcpu->exits_given = max_exits;
 	vcpu->deadline = deadline_of(vcpu, timeout_ns);
 	error = vcpu->deadline ? shim_kick_arm(vcpu) : 0;
+	if (!timeout_ns)
+		vcpu->run->immediate_exit = 1; /* the guest is not to begin before the signal comes */
 	if (unlikely(atomic_load(&vcpu->pauses)) && !error)
 		return leave(vcpu, SHIM_PAUSED);
 	return leave(vcpu, error ? refused(vcpu, error) : loop(vcpu));

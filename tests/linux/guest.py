@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from kvmpy import Machine
 
 #: Seconds that a guest may live, and that a test waits for a word of it.
-LIMIT = 400.0 if os.environ.get("KVMPY_RIG") else 60.0
+LIMIT = 900.0 if os.environ.get("KVMPY_RIG") else 60.0
 
 
 def shell(machine: Machine, command: str) -> str:
