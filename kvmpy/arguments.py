@@ -96,15 +96,19 @@ def integer(value: SupportsIndex, name: str) -> int:
         raise TypeError(f"{name} {value!r} is not an integer") from None
 
 
+def _unwrapped(handler: Any) -> Any:
+    while hasattr(handler, "func"):  # functools.partial
+        handler = handler.func
+    return handler
+
+
 def named(handler: object) -> str:
     """A handler for an error's text: its name, and where it is written.
 
     >>> kvmpy.arguments.named(print)
     'print'
     """
-    inner: Any = handler
-    while hasattr(inner, "func"):  # functools.partial
-        inner = inner.func
+    inner = _unwrapped(handler)
     name = getattr(inner, "__qualname__", None) or repr(inner)
     code = getattr(inner, "__code__", None)
     return name if code is None else f"{name} ({code.co_filename}:{code.co_firstlineno})"
@@ -118,9 +122,7 @@ def check_handler(handler: object) -> None:
     """
     if not callable(handler):
         raise TypeError(f"the handler {handler!r} cannot be called")
-    inner: Any = handler
-    while hasattr(inner, "func"):  # functools.partial
-        inner = inner.func
+    inner = _unwrapped(handler)
     if not hasattr(inner, "__code__"):
         inner = type(inner).__dict__.get("__call__")  # an object's
     code = getattr(inner, "__code__", None)

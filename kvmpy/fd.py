@@ -144,9 +144,13 @@ class Descriptor(Owner):
         """
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            for connected in list((self._connected or {}).values()):
+            for connected in self._knowing():
                 connected.disconnect()  # before the number can be another's
             os.close(fd)
+
+    def _knowing(self) -> list[Connected]:
+        """What knows it by its number."""
+        return [] if self._connected is None else list(self._connected.values())
 
     def __enter__(self) -> Self:
         return self

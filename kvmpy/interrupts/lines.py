@@ -194,7 +194,7 @@ class VmInterrupts(VmFd):
         state.fill(getattr(structure.chip, member))
         ioctls.KVM_SET_IRQCHIP(self.fileno(), structure, chip)
         # Which lines devices hold up is theirs to say, not the saved chip's.
-        for device in list((self._connected or {}).values()):
+        for device in self._knowing():
             device._assert_line()
 
     # -- the timer

@@ -6,6 +6,7 @@ import signal
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import RIG
@@ -385,50 +386,39 @@ def test_a_body_that_raises_before_its_run(counting):
 # ---------------------------------------------------------------- readers
 
 
+def at_once(count, function):
+    """In so many threads; what one of them raises comes out."""
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(function) for _ in range(count)]:
+            future.result()
+
+
 def test_readers_of_an_idle_vcpu_wait_for_each_other(counting):
     """None is refused: there is no run."""
     (cpu,) = counting()
-    errors = []
 
     def read():
-        try:
-            for _ in range(300):
-                cpu.get_cpuid()
-                assert len(cpu.regs.values()) == 18
-                cpu.regs._fresh = False
-        except Exception as error:
-            errors.append(error)
+        for _ in range(300):
+            cpu.get_cpuid()
+            assert len(cpu.regs.values()) == 18
+            cpu.regs._fresh = False
 
-    readers = [threading.Thread(target=read) for _ in range(4)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    assert errors == []
+    at_once(4, read)
 
 
 def test_registers_can_be_read_whenever_it_is_paused(counting, run_in_thread):
     """By several, who pause and go on as they like: each has it out for as long as it wants."""
     (cpu,) = counting()
     runner = run_in_thread(cpu)
-    errors = []
 
     def look():
-        try:
-            for _ in range(60):
-                assert cpu.pause(LIMIT)
-                cpu.regs._fresh = False
-                assert cpu.regs.rip
-                assert cpu.sregs.cs.selector is not None
-                cpu.resume()
-        except Exception as error:
-            errors.append(error)
+        for _ in range(60):
+            assert cpu.pause(LIMIT)
+            cpu.regs._fresh = False
+            assert cpu.regs.rip
+            assert cpu.sregs.cs.selector is not None
+            cpu.resume()
 
-    lookers = [threading.Thread(target=look) for _ in range(3)]
-    for looker in lookers:
-        looker.start()
-    for looker in lookers:
-        looker.join()
-    assert errors == []
+    at_once(3, look)
     cpu.kick()
     assert runner.result() == kvmpy.Kicked(0)
